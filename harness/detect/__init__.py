@@ -1,0 +1,1 @@
+"""What it sees: data sets, preprocessing, the run through an engine, decoding, detections."""

@@ -1,0 +1,60 @@
+"""Takes an engine's named outputs; gives them back checked against what the head must produce."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import DecodeError
+
+if TYPE_CHECKING:
+    from harness.model.mmdet import HeadSpec, InputSpec
+
+EXPORT_AGAIN = "export the model with detgate, or name and shape the outputs of your own graph like that"
+
+
+def output_shapes(head: "HeadSpec", input_spec: "InputSpec", batch: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every raw map for a batch, `(batch, channels, rows, columns)`, in the order of `output_names`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in head.output_names:
+        stride = int(name.rpartition("_")[2])
+        rows, columns = -(-input_spec.height // stride), -(-input_spec.width // stride)
+        shapes[name] = (batch, head.channels(name), rows, columns)
+    return shapes
+
+
+def check_outputs(
+    outputs: Mapping[str, npt.NDArray[Any]], head: "HeadSpec", input_spec: "InputSpec", images: int
+) -> None:
+    """Accept the raw maps of a batch of at least `images` rows.
+
+    Raises:
+        DecodeError: names, shapes or types are not the head's.
+    """
+    _check_names(set(outputs), head)
+    batch = int(outputs[head.output_names[0]].shape[0]) if outputs[head.output_names[0]].ndim else 0
+    if batch < images:
+        raise DecodeError(
+            f"wanted outputs for {images} images, found {batch} rows", "run the engine on the whole batch, then decode"
+        )
+    for name, shape in output_shapes(head, input_spec, batch).items():
+        found = outputs[name]
+        if found.shape != shape:
+            raise DecodeError(f"output '{name}': wanted shape {list(shape)}, found {list(found.shape)}", EXPORT_AGAIN)
+        if found.dtype not in (np.float32, np.float16):
+            raise DecodeError(
+                f"output '{name}': wanted float32 or float16, found {found.dtype}",
+                "let the engine convert its outputs to float32 (an int8 graph ends in DequantizeLinear)",
+            )
+
+
+def _check_names(found: set[str], head: "HeadSpec") -> None:
+    missing = [name for name in head.output_names if name not in found]
+    surplus = sorted(found - set(head.output_names))
+    if missing or surplus:
+        raise DecodeError(
+            f"wanted the outputs {', '.join(head.output_names)}; missing: {', '.join(missing) or 'none'}; "
+            f"not known: {', '.join(surplus) or 'none'}",
+            EXPORT_AGAIN,
+        )

@@ -1,0 +1,214 @@
+"""Takes an ONNX graph; gives ONNX Runtime: the optimised graph as engine file, run on the CPU or through CUDA."""
+
+import importlib.metadata
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.errors import EngineError, Missing, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PACKAGES = ("onnxruntime-gpu", "onnxruntime")
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a graph or inputs that it does not take; these share no base but Exception."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+        ValueError,
+    )
+
+
+class OnnxRuntime(Engine):
+    """ONNX Runtime. The provider is asked for by name and checked after opening: no silent fallback to the CPU."""
+
+    name = "onnxruntime"
+    file_suffix = ".onnx"
+    package = "onnxruntime"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        cuda = self.provider == "cuda"
+        return Capabilities(
+            computes={"fp32": "fp32", "fp16": "fp16" if cuda else "fp32", "int8": "int8"},
+            source="graph",
+            device="accelerator" if cuda else "cpu",
+            int8_scheme="u8s8",
+            options={"provider": "cpu (default) or cuda", "threads": "intra-op threads, default: all cores"},
+        )
+
+    @property
+    def provider(self) -> str:
+        chosen = self.options.get("provider", "cpu")
+        if chosen not in PROVIDERS:
+            raise UsageError(
+                f"--engine-option onnxruntime.provider={chosen}: wanted {' or '.join(PROVIDERS)}", "choose one of them"
+            )
+        return chosen
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed"
+        import onnxruntime
+
+        wanted = PROVIDERS[self.provider]
+        present = onnxruntime.get_available_providers()
+        return None if wanted in present else f"onnxruntime has no {wanted} (it has {', '.join(present)})"
+
+    @property
+    def remedy(self) -> str:
+        return "pip uninstall onnxruntime && pip install onnxruntime-gpu" if self.provider == "cuda" else super().remedy
+
+    def version(self) -> str:
+        for package in PACKAGES:
+            try:
+                return importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        raise Missing("onnxruntime is not installed", self.remedy)
+
+    def _options(self) -> "onnxruntime.SessionOptions":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        threads = self.options.get("threads", "0")
+        if not threads.isdigit():
+            raise UsageError(
+                f"--engine-option onnxruntime.threads={threads}: wanted a whole number", "0 means all cores"
+            )
+        options.intra_op_num_threads = int(threads)
+        return options
+
+    def _session(self, model: Path, options: "onnxruntime.SessionOptions") -> "onnxruntime.InferenceSession":
+        import onnxruntime
+
+        wanted = PROVIDERS[self.provider]
+        try:
+            session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
+        except refusals() as error:
+            raise EngineError(
+                f"onnxruntime {self.version()} refused {model}: {str(error).splitlines()[0]}",
+                "build it again from a checked graph (remove the file, or leave --engine-file out)",
+            ) from error
+        if session.get_providers()[0] != wanted:
+            raise EngineError(
+                f"asked for {wanted}, onnxruntime fell back to {', '.join(session.get_providers())}",
+                "install the provider's libraries (CUDA, cuDNN), or ask for onnxruntime.provider=cpu",
+            )
+        return session
+
+    def build(self, source: Source, target: Path) -> None:
+        import onnxruntime
+
+        assert source.graph is not None
+        options = self._options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(target)
+        self._session(source.graph, options)
+
+    def open(self, source: Source, file: Path) -> Session:
+        import onnxruntime
+
+        options = self._options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _OnnxRuntimeSession(source, self._session(file, options), file, self.provider)
+
+
+class _OnnxRuntimeSession(Session):
+    def __init__(self, source: Source, session: "onnxruntime.InferenceSession", file: Path, device: str) -> None:
+        super().__init__(source)
+        self._session: onnxruntime.InferenceSession | None = session
+        self._file = file
+        self._device = device
+
+    @property
+    def session(self) -> "onnxruntime.InferenceSession":
+        if self._session is None:
+            raise EngineError("the session is closed", "open the engine again")
+        return self._session
+
+    def _infer(self, images: Images) -> Maps:
+        names = list(self.source.shapes)
+        missing = set(names) - {value.name for value in self.session.get_outputs()}
+        if missing:
+            raise EngineError(
+                f"{self._file} lacks the outputs {', '.join(sorted(missing))}", "build it from this model's graph"
+            )
+        try:
+            return dict(zip(names, self.session.run(names, {self.source.spec.input.name: images}), strict=True))
+        except refusals() as error:
+            raise EngineError(
+                f"{self._file} does not take images {images.shape}: {str(error).splitlines()[0]}",
+                "build it for this batch and input size",
+            ) from error
+
+    def prepare(self, images: Images) -> Callable[[], None]:
+        import onnxruntime
+
+        binding = self.session.io_binding()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device, 0)
+        binding.bind_ortvalue_input(self.source.spec.input.name, value)
+        for name, shape in self.source.shapes.items():
+            out = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, self._device, 0)
+            binding.bind_ortvalue_output(name, out)
+        session = self.session
+
+        def call() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return call
+
+    def inspect(self) -> Inspection:
+        import onnx
+
+        graph = onnx.load(str(self._file)).graph
+        return Inspection(self._device, dict(_convolution_types(graph)))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _convolution_types(graph: "onnx.GraphProto") -> Counter[str]:
+    """Types in which the convolutions of an optimised graph compute, from the operators that are left."""
+    import onnx
+
+    names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    produced: dict[str, Any] = {output: node for node in graph.node for output in node.output}
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        if node.op_type == "QLinearConv":
+            counts["int8"] += 1
+        elif node.op_type in ("Conv", "FusedConv"):
+            weight = node.input[1]
+            counts[names.get(weights.get(weight, 0)) or _made_type(produced.get(weight))] += 1
+    return counts
+
+
+def _made_type(node: Any) -> str:
+    """Type of a weight that another node makes: dequantised or cast weights compute in fp32 unless cast to fp16."""
+    import onnx
+
+    if node is not None and node.op_type == "Cast":
+        to = next(a.i for a in node.attribute if a.name == "to")
+        return "fp16" if to == onnx.TensorProto.FLOAT16 else "fp32"
+    return "fp32"

@@ -1,0 +1,126 @@
+"""Takes an ONNX graph; gives OpenVINO on the CPU: the compiled blob as engine file, and what each node ran in."""
+
+import importlib.metadata
+import importlib.util
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    import openvino
+
+# OpenVINO's names of execution types -> ours; u8 and i8 are both 8-bit integer arithmetic.
+DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+
+
+class OpenVino(Engine):
+    """OpenVINO. float32 graphs are held to float32: its own default is bfloat16 where the CPU has it."""
+
+    name = "openvino"
+    file_suffix = ".blob"
+    package = "openvino"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            computes={"fp32": "fp32", "fp16": "fp32", "int8": "int8"},
+            source="graph",
+            device="cpu",
+            int8_scheme="u8s8",
+            options={"threads": "inference threads, default: all cores"},
+        )
+
+    def available(self) -> str | None:
+        return None if importlib.util.find_spec("openvino") else "openvino is not installed"
+
+    def version(self) -> str:
+        return importlib.metadata.version("openvino")
+
+    def _config(self) -> dict[str, str]:
+        threads = self.options.get("threads", "0")
+        if not threads.isdigit():
+            raise UsageError(f"--engine-option openvino.threads={threads}: wanted a whole number", "0 means all cores")
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        return config | ({"INFERENCE_NUM_THREADS": threads} if int(threads) else {})
+
+    def build(self, source: Source, target: Path) -> None:
+        import openvino
+
+        assert source.graph is not None
+        core = openvino.Core()
+        try:
+            compiled = core.compile_model(core.read_model(str(source.graph)), "CPU", self._config())
+        except RuntimeError as error:
+            raise EngineError(
+                f"openvino {self.version()} refused {source.graph}: {str(error).strip().splitlines()[0]}",
+                "check the graph with onnx.checker; see which operator the message names",
+            ) from error
+        blob = compiled.export_model()
+        target.write_bytes(blob.getvalue() if isinstance(blob, io.BytesIO) else blob)
+
+    def open(self, source: Source, file: Path) -> Session:
+        import openvino
+
+        try:
+            compiled = openvino.Core().import_model(io.BytesIO(file.read_bytes()), "CPU", self._config())
+        except (RuntimeError, OSError) as error:
+            raise EngineError(
+                f"openvino {self.version()} cannot open {file}: {str(error).strip().splitlines()[0]}",
+                "build it again: the file is damaged or of another version (remove it, or leave --engine-file out)",
+            ) from error
+        return _OpenVinoSession(source, compiled)
+
+
+class _OpenVinoSession(Session):
+    def __init__(self, source: Source, compiled: "openvino.CompiledModel") -> None:
+        super().__init__(source)
+        self._compiled: openvino.CompiledModel | None = compiled
+
+    @property
+    def compiled(self) -> "openvino.CompiledModel":
+        if self._compiled is None:
+            raise EngineError("the session is closed", "open the engine again")
+        return self._compiled
+
+    def _request(self, images: Images) -> "openvino.InferRequest":
+        import openvino
+
+        request = self.compiled.create_infer_request()
+        try:
+            request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
+        except RuntimeError as error:
+            raise EngineError(
+                f"the engine does not take images {images.shape}: {str(error).strip().splitlines()[0]}",
+                "build it for this batch and input size",
+            ) from error
+        return request
+
+    def _infer(self, images: Images) -> Maps:
+        request = self._request(images)
+        request.infer()
+        outputs = {name: port for port in self.compiled.outputs for name in port.get_names()}
+        missing = [name for name in self.source.shapes if name not in outputs]
+        if missing:
+            raise EngineError(f"the engine lacks the outputs {', '.join(missing)}", "build it from this model's graph")
+        return {name: request.get_tensor(outputs[name]).data.copy() for name in self.source.shapes}
+
+    def prepare(self, images: Images) -> Callable[[], None]:
+        request = self._request(images)
+        return lambda: request.infer(share_outputs=True) and None
+
+    def inspect(self) -> Inspection:
+        counts: Counter[str] = Counter()
+        for node in self.compiled.get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            if "Convolution" in str(info["layerType"].astype(str)):
+                precision = str(info["runtimePrecision"].astype(str)).lower()
+                counts[DTYPES.get(precision, precision)] += 1
+        return Inspection("cpu", dict(counts))
+
+    def close(self) -> None:
+        self._compiled = None

@@ -1,0 +1,1 @@
+"""Is it worse: verdicts on accuracy and speed against published and recorded baselines."""

@@ -1,0 +1,227 @@
+"""Takes `baselines/recorded/<model>.json`; gives the accepted figures that hold for a run, and accepts new ones."""
+
+import datetime
+import getpass
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import BaselineError, SpecError
+from harness.model.registry import Fraction, Precision, first_fault, read_json
+
+SPEED_TOLERANCE = 0.05
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Acceptance(_Strict):
+    """Who accepted a figure, when, why, and what it replaced."""
+
+    by: str = Field(min_length=1)
+    when: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")
+    reason: str = Field(min_length=1)
+    cell: str = Field(min_length=1, description="the cell whose figures were accepted")
+    previous: dict[str, float] | None = None
+
+
+class AccuracyKey(_Strict):
+    """What a recorded accuracy holds for: this precision, data set and weights, on every engine."""
+
+    precision: Precision
+    dataset: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the data set")
+    weights: str = Field(pattern=r"^[0-9a-f]{8}$", description="first 8 hex digits of the checkpoint's SHA-256")
+
+
+class Accuracy(AccuracyKey):
+    """A recorded accuracy."""
+
+    dataset_name: str
+    images: int = Field(ge=1)
+    map_50_95: Fraction
+    map_50: Fraction
+    accepted: Acceptance
+
+    @property
+    def key(self) -> AccuracyKey:
+        """What it holds for."""
+        return AccuracyKey(precision=self.precision, dataset=self.dataset, weights=self.weights)
+
+
+class Speed(_Strict):
+    """A recorded speed: holds on the same device fingerprint, for the same batch, only."""
+
+    cell: str
+    batch: int = Field(ge=1)
+    fingerprint: str = Field(min_length=8)
+    device: dict[str, Any]
+    fps: Annotated[float, Field(gt=0.0)]
+    tolerance: float = Field(ge=0.01, le=0.5, description="fraction of FPS")
+    accepted: Acceptance
+
+
+class Recorded(_Strict):
+    """All accepted figures of one model."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: str
+    accuracy: tuple[Accuracy, ...] = Field(default=(), strict=False)
+    speed: tuple[Speed, ...] = Field(default=(), strict=False)
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Self:
+        accuracy = [tuple(entry.key) for entry in self.accuracy]
+        speed = [(entry.cell, entry.batch, entry.fingerprint) for entry in self.speed]
+        if len(set(accuracy)) < len(accuracy) or len(set(speed)) < len(speed):
+            raise ValueError("two entries hold for the same run; keep one")
+        return self
+
+    def find_accuracy(self, key: AccuracyKey) -> Accuracy | None:
+        """The accepted accuracy for exactly this precision, data set and weights."""
+        return next((entry for entry in self.accuracy if entry.key == key), None)
+
+    def find_speed(self, cell: str, batch: int, fingerprint: str) -> Speed | None:
+        """The accepted speed for exactly this cell, batch and device."""
+        wanted = (cell, batch, fingerprint)
+        return next((e for e in self.speed if (e.cell, e.batch, e.fingerprint) == wanted), None)
+
+    def other_speed(self, cell: str) -> Speed | None:
+        """An accepted speed of the cell on another device or batch, for information."""
+        return next((entry for entry in self.speed if entry.cell == cell), None)
+
+
+class Proposal(_Strict):
+    """`results/proposed/<model>.json`: figures of a run that has no accepted baseline yet."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: str
+    accuracy: dict[str, dict[str, Any]] = Field(description="by cell id: a recorded accuracy without its acceptance")
+
+
+def recorded_file(baselines: Path, model: str) -> Path:
+    """Where the accepted figures of `model` are kept."""
+    return baselines / "recorded" / f"{model}.json"
+
+
+def load_recorded(baselines: Path, model: str) -> Recorded:
+    """The accepted figures of a model; empty when nothing was accepted yet.
+
+    Raises:
+        SpecError: the file breaks the schema; names file, key, wanted and found.
+    """
+    path = recorded_file(baselines, model)
+    if not path.exists():
+        return Recorded(model=model, schema=1)
+    data = read_json(path)
+    try:
+        return Recorded.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(
+            f"{path}: {first_fault(error)}", "restore it from version control; change it only with `baseline accept`"
+        ) from error
+
+
+def write_proposal(directory: Path, model: str, cells: dict[str, dict[str, Any]]) -> Path:
+    """Write the figures of cells without a baseline; nothing is accepted by this."""
+    path = directory / f"{model}.json"
+    _write(path, {"schema": 1, "model": model, "accuracy": cells})
+    return path
+
+
+def load_proposal(path: Path) -> Proposal:
+    """Figures that a run proposed.
+
+    Raises:
+        BaselineError: no such file, or not a proposal.
+    """
+    if not path.exists():
+        raise BaselineError(
+            f"no proposal {path}: the last run proposed nothing for this model",
+            "run `pytest -m accuracy --model MODEL` first; it writes the proposal where a baseline is missing",
+        )
+    try:
+        return Proposal.model_validate(read_json(path))
+    except (ValidationError, SpecError) as error:
+        raise BaselineError(f"{path} is not a proposal of this version", f"rm {path} and run pytest again") from error
+
+
+def acceptance(cell: str, reason: str, previous: dict[str, float] | None) -> Acceptance:
+    """Who, when and why, for an accepted figure.
+
+    Raises:
+        BaselineError: the reason is empty.
+    """
+    if not reason.strip():
+        raise BaselineError(
+            "--reason is empty", 'say why the figure is right, e.g. --reason "first run, checked by hand"'
+        )
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Acceptance(by=_user(), when=now, reason=reason.strip(), cell=cell, previous=previous)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
+def accept_accuracy(baselines: Path, model: str, cell: str, figures: dict[str, Any], reason: str) -> Accuracy:
+    """Record a proposed accuracy, replacing the entry for the same precision, data set and weights.
+
+    Raises:
+        BaselineError: the proposal lacks a figure, or the reason is empty.
+        SpecError: the recorded file is broken.
+    """
+    recorded = load_recorded(baselines, model)
+    try:
+        key = AccuracyKey(**{name: figures[name] for name in AccuracyKey.model_fields})
+        old = recorded.find_accuracy(key)
+        previous = {"map_50_95": old.map_50_95, "map_50": old.map_50} if old else None
+        entry = Accuracy(**figures, accepted=acceptance(cell, reason, previous))
+    except (KeyError, TypeError, ValidationError) as error:
+        raise BaselineError(
+            f"the proposal for {cell} is incomplete: {error}", "run pytest -m accuracy again"
+        ) from error
+    others = tuple(item for item in recorded.accuracy if item.key != key)
+    _save(baselines, recorded.model_copy(update={"accuracy": (*others, entry)}))
+    return entry
+
+
+def accept_speed(baselines: Path, model: str, figures: dict[str, Any], reason: str) -> Speed:
+    """Record a measured speed, replacing the entry for the same cell, batch and device.
+
+    Args:
+        figures: cell, batch, fingerprint, device, fps.
+    """
+    recorded = load_recorded(baselines, model)
+    identity = (figures["cell"], figures["batch"], figures["fingerprint"])
+    old = recorded.find_speed(*identity)
+    entry = Speed(
+        **figures,
+        tolerance=SPEED_TOLERANCE,
+        accepted=acceptance(figures["cell"], reason, {"fps": old.fps} if old else None),
+    )
+    others = tuple(e for e in recorded.speed if (e.cell, e.batch, e.fingerprint) != identity)
+    _save(baselines, recorded.model_copy(update={"speed": (*others, entry)}))
+    return entry
+
+
+def _save(baselines: Path, recorded: Recorded) -> None:
+    checked = Recorded.model_validate(recorded.model_dump(mode="python", by_alias=True))
+    _write(recorded_file(baselines, recorded.model), checked.model_dump(mode="json", by_alias=True))
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as out:
+            out.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        os.replace(out.name, path)
+    except OSError as error:
+        raise BaselineError(f"cannot write {path}: {error.strerror}", "make the directory writable") from error

@@ -1,0 +1,1 @@
+"""What is under test: model JSON, checkpoint, mmdet module, ONNX export and typed graphs."""

@@ -1,0 +1,559 @@
+"""Takes settings and a cell; gives every step of its way from weights to metrics, lazy and cached."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from harness import cache as caching
+from harness.cache import Artifact, Cache
+from harness.detect.dataset import Dataset, load_coco
+from harness.detect.decode import Decoder, make_decoder, output_shapes
+from harness.detect.preprocess import preprocess_batch
+from harness.detect.run import Progress, Run, run, silent
+from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
+from harness.engines.onnxruntime import refusals
+from harness.environment import collect
+from harness.errors import EngineError, GraphError, Missing, UsageError
+from harness.judge.accuracy import require_every_image
+from harness.measure.evaluate import CocoMetrics, evaluate
+from harness.model import checkpoint, export, graph
+from harness.model.checkpoint import RANDOM_WEIGHTS, Weights
+from harness.model.mmdet import HeadSpec, InputSpec, describe_head, describe_input, load_config, load_module
+from harness.model.registry import PRECISIONS, SHIPPED_BASELINES, ModelSpec, Precision, load_models, select
+
+if TYPE_CHECKING:
+    import onnx
+    from mmengine.config import Config
+
+Images = npt.NDArray[np.float32]
+Start = Literal["checkpoint", "random weights", "onnx file", "engine file"]
+T = TypeVar("T")
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
+# Raised whenever a step's own code changes what it writes, so that no cache serves yesterday's recipe.
+RECIPE = 1
+CHECK_IMAGES = 2
+CALIBRATION_IMAGES = 64
+CALIBRATION_BATCH = {"mini": 8, "coco2017": 1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Model x precision x engine, as the models and engines are named."""
+
+    model: str
+    precision: Precision
+    engine: str
+
+    @property
+    def id(self) -> str:
+        """`pisa-fp16-tensorrt`: the name in test ids, results, baselines and messages alike."""
+        return f"{self.model}-{self.precision}-{self.engine}"
+
+    def command(self, marker: str) -> str:
+        """The command that runs this cell alone."""
+        return f"pytest -m {marker} --model {self.model} --precision {self.precision} --engine {self.engine}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line decides; every field has the documented default."""
+
+    baselines: Path = SHIPPED_BASELINES
+    cache_dir: Path = field(default_factory=caching.default_directory)
+    checkpoints: Path = Path("checkpoints")
+    data_dir: Path = Path("coco")
+    dataset: Literal["auto", "mini", "coco2017"] = "auto"
+    batch_size: int | None = None
+    limit: int | None = None
+    onnx: Path | None = None
+    engine_file: Path | None = None
+    engine_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell with its engine file: all that opening and the results need."""
+
+    cell: Cell
+    engine: Engine
+    source: Source
+    file: Artifact
+    onnx_sha256: str | None
+    start: Start
+
+    @property
+    def artifacts(self) -> dict[str, str | None]:
+        """Hashes of weights, ONNX and engine file; None for what this run did not see."""
+        weights = self.source.weights.sha256 if self.source.weights else None
+        return {"weights": weights, "onnx": self.onnx_sha256, "engine": self.file.sha256}
+
+
+@dataclass(frozen=True)
+class AccuracyRun:
+    """A cell's detections on a data set, scored, with what really ran."""
+
+    prepared: Prepared
+    dataset: Dataset
+    run: Run
+    metrics: CocoMetrics
+    inspection: Inspection
+
+
+def _once(method: Callable[..., T]) -> Callable[..., T]:
+    """Memoise a method per instance and arguments."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def wrapper(self: "Pipeline", *args: object) -> T:
+        key = (name, *args)
+        if key not in self._made:
+            self._made[key] = method(self, *args)
+        made: T = self._made[key]  # type: ignore[assignment]
+        return made
+
+    return wrapper
+
+
+class Pipeline:
+    """The row of rooms for any cell of one run; every step is made when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.cache = Cache(settings.cache_dir)
+        self.models = load_models(settings.baselines)
+        self.engines_built: list[str] = []
+        self.engines_reused: list[str] = []
+        self._made: dict[tuple[object, ...], object] = {}
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name in ("limit", "batch_size"):
+            value = getattr(self.settings, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: wanted at least 1", "give a positive number")
+        for path in (self.settings.onnx, self.settings.engine_file):
+            if path is not None and not path.is_file():
+                raise UsageError(f"no file {path}", "check the path given to --onnx or --engine-file")
+
+    # --- cells
+
+    def cells(self, models: list[str], precisions: list[str], engines: list[str]) -> list[Cell]:
+        """The cells that the patterns choose, by model, engine and precision; each engine's own precisions only.
+
+        Raises:
+            UsageError: a pattern matches nothing, or no engine here has the precisions asked for; or a file is given
+                for more than one cell.
+        """
+        chosen = select("model", list(self.models), models)
+        wanted = select("precision", list(PRECISIONS), precisions)
+        cells = [
+            Cell(model, precision, engine)
+            for model in chosen
+            for engine in select("engine", list(ENGINES), engines)
+            for precision in self.engine(engine).capabilities.precisions
+            if precision in wanted
+        ]
+        if not cells:
+            raise UsageError(
+                f"no cell: none of these engines has the precisions {', '.join(wanted)}",
+                "see `python -m harness list` for what each engine can do",
+            )
+        self._check_files(cells)
+        return cells
+
+    def _check_files(self, cells: list[Cell]) -> None:
+        models = {cell.model for cell in cells}
+        if self.settings.onnx is not None and len(models) > 1:
+            raise UsageError(
+                f"--onnx is one model's graph, but {len(models)} models are chosen: {', '.join(sorted(models))}",
+                "name the model: --model NAME",
+            )
+        if self.settings.engine_file is not None and len(cells) > 1:
+            raise UsageError(
+                f"--engine-file is one cell's engine, but {len(cells)} cells are chosen",
+                "name one cell: --model NAME --precision PRECISION --engine ENGINE",
+            )
+
+    @_once
+    def engine(self, name: str) -> Engine:
+        """The engine with the options of this run."""
+        return get_engine(name, self.settings.engine_options.get(name, {}))
+
+    def batch(self, cell: Cell) -> int:
+        """Images per call: --batch-size, else the model's own for this kind of device."""
+        default = getattr(self.models[cell.model].batch, self.engine(cell.engine).capabilities.device)
+        return self.settings.batch_size or int(default)
+
+    # --- model
+
+    @_once
+    def config(self, model: str) -> "Config":
+        """mmdet's config of the model."""
+        return load_config(self.models[model], self.models_directory)
+
+    @property
+    def models_directory(self) -> Path:
+        """Where the model files are; a config named there may lie beside them."""
+        return self.settings.baselines / "models"
+
+    @_once
+    def input_spec(self, model: str) -> InputSpec:
+        """How photographs become the model's input."""
+        return describe_input(self.models[model], self.config(model))
+
+    @_once
+    def head(self, model: str) -> HeadSpec:
+        """What decoding must know."""
+        return describe_head(self.models[model], self.config(model))
+
+    @_once
+    def decoder(self, model: str) -> Decoder:
+        """Raw head maps to boxes."""
+        return make_decoder(self.head(model), self.input_spec(model))
+
+    @_once
+    def checkpoint(self, model: str) -> Weights:
+        """The model's checked checkpoint.
+
+        Raises:
+            Missing, CheckpointError: see `harness.model.checkpoint.find`.
+        """
+        places = [self.settings.checkpoints, self.settings.cache_dir / "checkpoints"]
+        if self.models[model].dataset == "mini":
+            places = [EMBEDDED / "weights", *places]
+        return checkpoint.find(self.models[model], places)
+
+    def weights(self, model: str, random: bool) -> Weights:
+        """The checkpoint; where there is none and `random` allows it, seeded random weights."""
+        try:
+            return self.checkpoint(model)
+        except Missing:
+            if not random:
+                raise
+            return RANDOM_WEIGHTS
+
+    # --- graph
+
+    def _recipe(self, step: str, *packages: str) -> dict[str, str | int]:
+        versions = collect().versions
+        return {"step": step, "recipe": RECIPE, **{name: versions.get(name, "none") for name in packages}}
+
+    def _model_identity(self, spec: ModelSpec, weights: Weights) -> dict[str, object]:
+        config = caching.digest({"text": self.config(spec.name).pretty_text})
+        return {"weights": weights.sha256, "config": config, "input": spec.input.model_dump()}
+
+    @_once
+    def exported(self, model: str, weights: Weights) -> Artifact:
+        """The raw head maps as ONNX, checked against torch."""
+        spec = self.models[model]
+
+        def make(target: Path) -> None:
+            module = load_module(spec, self.config(model), weights.path)
+            export.export(module, self.head(model), spec.input.name, self.check_images(model), run_graph, target)
+
+        inputs = self._recipe("export", "torch", "mmdet", "mmcv", "onnx") | self._model_identity(spec, weights)
+        return self.cache.artifact("onnx", inputs, f"{model}.onnx", make)
+
+    def _given_or_exported(self, model: str, weights: Weights | None) -> tuple[Path, str]:
+        if self.settings.onnx is not None:
+            return self.settings.onnx, caching.sha256_of(self.settings.onnx)
+        assert weights is not None
+        made = self.exported(model, weights)
+        return made.path, made.sha256
+
+    @_once
+    def simplified(self, model: str, weights: Weights | None) -> Artifact:
+        """The exported (or given) graph through onnxsim, checked against itself before."""
+        path, sha256 = self._given_or_exported(model, weights)
+
+        def make(target: Path) -> None:
+            before = self._loaded_graph(model, path)
+            after = graph.simplify(before)
+            graph.checked("simplify", before, after, self.check_images(model), run_graph)
+            _save(after, target)
+
+        inputs = self._recipe("simplify", "onnx") | {"onnx": sha256}
+        return self.cache.artifact("simplified", inputs, f"{model}.onnx", make)
+
+    def _loaded_graph(self, model: str, path: Path) -> "onnx.ModelProto":
+        """The graph in `path`, held to the model's input and outputs; what is wrong with a given one is wrong input."""
+        spec, shapes = self.models[model], output_shapes(self.head(model), self.input_spec(model), 1)
+        maps = {name: shape[1:] for name, shape in shapes.items()}
+        with _given("--onnx", self.settings.onnx):
+            loaded = graph.load(path)
+            graph.check_interface(loaded, path, spec.input.name, (3, spec.input.height, spec.input.width), maps)
+            if self.settings.onnx is not None:
+                run_graph(loaded, self.check_images(model))
+            return loaded
+
+    @_once
+    def typed(
+        self, model: str, precision: Precision, scheme: graph.Int8Scheme | None, weights: Weights | None
+    ) -> Artifact:
+        """The simplified graph in a precision, checked against fp32."""
+        base = self.simplified(model, weights)
+        if precision == "fp32":
+            return base
+        calibration = self.calibration_files(model) if precision == "int8" else []
+
+        def make(target: Path) -> None:
+            before = graph.load(base.path)
+            if precision == "fp16":
+                after = graph.to_fp16(before)
+            else:
+                assert scheme is not None
+                after = graph.to_int8(before, self._calibration(model, calibration), scheme)
+            graph.checked(precision, before, after, self.check_images(model), run_graph)
+            _save(after, target)
+
+        inputs = self._recipe(precision, "onnx", "onnxruntime") | {
+            "graph": base.sha256,
+            "scheme": scheme,
+            "calibration": [caching.sha256_of(file) for file in calibration],
+        }
+        return self.cache.artifact(precision, inputs, f"{model}.{precision}.onnx", make)
+
+    @_once
+    def fixed(
+        self, model: str, precision: Precision, scheme: graph.Int8Scheme | None, weights: Weights | None, batch: int
+    ) -> Artifact:
+        """The typed graph for one batch: what engines build from."""
+        base = self.typed(model, precision, scheme, weights)
+
+        def make(target: Path) -> None:
+            _save(graph.fix_batch(graph.load(base.path), batch), target)
+
+        inputs = self._recipe("batch", "onnx") | {"graph": base.sha256, "batch": batch}
+        return self.cache.artifact("graph", inputs, f"{model}.{precision}.b{batch}.onnx", make)
+
+    @_once
+    def check_images(self, model: str) -> Images:
+        """Real photographs, preprocessed `[2, 3, H, W]`, on which steps are compared and speed is timed."""
+        images, _ = preprocess_batch(self._embedded_calibration()[:CHECK_IMAGES], self.input_spec(model))
+        return images
+
+    def calibration_files(self, model: str) -> list[Path]:
+        """Images for int8: 64 of COCO's train2017 where it is there, else the embedded calibration images."""
+        if self.models[model].dataset == "coco2017":
+            found = sorted((self.settings.data_dir / "images" / "train2017").glob("*.jpg"))
+            if found:
+                return found[:CALIBRATION_IMAGES]
+        return self._embedded_calibration()
+
+    def _embedded_calibration(self) -> list[Path]:
+        files = sorted((EMBEDDED / "data" / "images" / "calibration").glob("*.jpg"))
+        if not files:
+            raise Missing(
+                "the embedded calibration images are not there", "git checkout fixtures/mini, or run from a checkout"
+            )
+        return files
+
+    def _calibration(self, model: str, files: list[Path]) -> list[Images]:
+        size = CALIBRATION_BATCH[self.models[model].dataset]
+        parts = [files[i : i + size] for i in range(0, len(files), size)]
+        return [preprocess_batch(part, self.input_spec(model))[0] for part in parts]
+
+    # --- engine
+
+    def prepare(self, cell: Cell, random: bool = False) -> Prepared:
+        """The cell's engine file, built when it is not in the cache.
+
+        Args:
+            random: random weights may stand in for a missing checkpoint (speed only).
+
+        Raises:
+            Missing: the engine or the checkpoint is not here.
+            any stage's error on the way.
+        """
+        self._require_engine(cell)
+        return self._prepared(cell, random)
+
+    def _require_engine(self, cell: Cell) -> None:
+        engine = self.engine(cell.engine)
+        reason = engine.available()
+        if reason is not None:
+            raise Missing(reason, engine.remedy)
+
+    def require(self, cell: Cell) -> None:
+        """All that an accuracy run needs is here.
+
+        Raises:
+            Missing: names everything that is not, so that one round mends it all.
+        """
+        needs: list[Callable[[], object]] = [lambda: self._require_engine(cell), lambda: self.dataset(cell.model)]
+        if self.settings.onnx is None and self.settings.engine_file is None:
+            needs.append(lambda: self.checkpoint(cell.model))
+        found: list[Missing] = []
+        for need in needs:
+            try:
+                need()
+            except Missing as missing:
+                found.append(missing)
+        if found:
+            raise Missing("; ".join(m.cause for m in found), " && ".join(m.remedy for m in found))
+
+    @_once
+    def _prepared(self, cell: Cell, random: bool) -> Prepared:
+        engine = self.engine(cell.engine)
+        if self.settings.engine_file is not None:
+            file = self.settings.engine_file
+            source = self._source(cell, None, None)
+            return Prepared(cell, engine, source, Artifact(file, caching.sha256_of(file), False), None, "engine file")
+        given = self.settings.onnx is not None
+        if given and engine.capabilities.source == "module":
+            raise Missing(f"{cell.engine} runs the module, not an ONNX file", "choose another --engine with --onnx")
+        weights = None if given else self.weights(cell.model, random)
+        start: Start = "onnx file" if given else "random weights" if weights and weights.random else "checkpoint"
+        return self._built(cell, engine, weights, start)
+
+    def _built(self, cell: Cell, engine: Engine, weights: Weights | None, start: Start) -> Prepared:
+        scheme = engine.capabilities.int8_scheme if cell.precision == "int8" else None
+        base: Artifact | None = None
+        if engine.capabilities.source == "graph":
+            base = self.fixed(cell.model, cell.precision, scheme, weights, self.batch(cell))
+        source = self._source(cell, weights, base.path if base else None)
+        inputs = self._recipe("engine") | {
+            "engine": engine.name,
+            "version": engine.version(),
+            "flags": engine.flags(),
+            "device": collect().fingerprint,
+            "batch": source.batch,
+            "from": base.sha256 if base else self._module_identity(cell, weights),
+        }
+        name = f"{cell.id}.b{source.batch}{engine.file_suffix}"
+        file = self.cache.artifact("engine", inputs, name, lambda target: engine.build(source, target))
+        (self.engines_built if file.built else self.engines_reused).append(cell.id)
+        return Prepared(cell, engine, source, file, base.sha256 if base else None, start)
+
+    def _module_identity(self, cell: Cell, weights: Weights | None) -> str:
+        assert weights is not None
+        return caching.digest({"precision": cell.precision, **self._model_identity(self.models[cell.model], weights)})
+
+    def _source(self, cell: Cell, weights: Weights | None, path: Path | None) -> Source:
+        batch = self.batch(cell)
+        shapes = output_shapes(self.head(cell.model), self.input_spec(cell.model), batch)
+        return Source(self.models[cell.model], cell.precision, batch, weights, path, shapes, self.models_directory)
+
+    @contextmanager
+    def opened(self, prepared: Prepared) -> Iterator[Session]:
+        """The cell's session; what ran is held to what the engine claims before anything is measured."""
+        with self._open(prepared) as session:
+            claimed = prepared.engine.capabilities.computes[prepared.cell.precision]
+            session.inspect().require(claimed, prepared.cell.id)
+            yield session
+
+    def _open(self, prepared: Prepared) -> Session:
+        """The engine, opened; a file that the user gave is tried on one batch first: its faults are wrong input."""
+        with _given("--engine-file", self.settings.engine_file):
+            session = prepared.engine.open(prepared.source, prepared.file.path)
+            if prepared.start == "engine file":
+                session.infer(self.timing_images(prepared))
+            return session
+
+    # --- figures
+
+    def dataset_name(self, model: str) -> Literal["mini", "coco2017"]:
+        """--dataset, or the model's own."""
+        chosen = self.settings.dataset
+        return self.models[model].dataset if chosen == "auto" else chosen
+
+    @_once
+    def dataset(self, model: str) -> Dataset:
+        """The data set a model is judged on, checked, and cut to --limit.
+
+        Raises:
+            Missing, DatasetError: it is not there, or damaged.
+            UsageError: its categories are not the model's.
+        """
+        loaded = self._loaded(self.dataset_name(model))
+        classes = self.head(model).num_classes
+        if len(loaded.category_ids) != classes:
+            raise UsageError(
+                f"'{model}' has {classes} classes, data set {loaded.name} has {len(loaded.category_ids)} categories",
+                f"choose the data set the model was trained for: --dataset {self.models[model].dataset}",
+            )
+        return loaded if self.settings.limit is None else loaded.limit(self.settings.limit)
+
+    @_once
+    def _loaded(self, name: str) -> Dataset:
+        return load_coco(EMBEDDED / "data" if name == "mini" else self.settings.data_dir, name)
+
+    def accuracy(self, cell: Cell, progress: Progress = silent) -> AccuracyRun:
+        """The cell's COCO metrics on its data set; made once per cell.
+
+        Raises:
+            Missing: engine, checkpoint or data are not here.
+            InvalidRun: NaN, images lost, or another precision ran than claimed.
+        """
+        key = ("accuracy", cell)
+        if key not in self._made:
+            self._made[key] = self._measured(cell, progress)
+        made = self._made[key]
+        assert isinstance(made, AccuracyRun)
+        return made
+
+    def _measured(self, cell: Cell, progress: Progress) -> AccuracyRun:
+        self.require(cell)
+        dataset = self.dataset(cell.model)
+        prepared = self.prepare(cell)
+        with self.opened(prepared) as session:
+            inspection = session.inspect()
+            batch = prepared.source.batch
+            result = run(dataset, session, self.input_spec(cell.model), self.decoder(cell.model), batch, progress)
+        processed = [int(image) for image in result.detections.images]
+        require_every_image(cell.id, [record.id for record in dataset.images], processed)
+        return AccuracyRun(prepared, dataset, result, evaluate(dataset, result.detections), inspection)
+
+    def timing_images(self, prepared: Prepared) -> Images:
+        """One full batch of real photographs, repeated as often as the batch needs."""
+        images = self.check_images(prepared.cell.model)
+        repeats = -(-prepared.source.batch // len(images))
+        return np.ascontiguousarray(np.tile(images, (repeats, 1, 1, 1))[: prepared.source.batch])
+
+
+@contextmanager
+def _given(option: str, path: Path | None) -> Iterator[None]:
+    """Turn what is wrong with a file into wrong input where the user handed it in with `option`."""
+    try:
+        yield
+    except (GraphError, EngineError) as error:
+        if path is None:
+            raise
+        raise UsageError(f"{option} {path} cannot be used: {error.cause}", error.remedy) from error
+
+
+def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray[np.float32]]:
+    """Run an ONNX model on the CPU, for checks between steps; outputs in the graph's order.
+
+    Raises:
+        GraphError: ONNX Runtime refuses the graph, or the graph does not take these images.
+        Missing: ONNX Runtime, which runs these checks, is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Missing("onnxruntime, which checks each graph, is not installed", "pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
+    except refusals() as error:
+        raise GraphError(
+            f"onnxruntime does not run the graph on {len(images)} images: {str(error).splitlines()[0]}",
+            "export it again with a dynamic batch and operators that ONNX Runtime has",
+        ) from error
+
+
+def _save(model: "onnx.ModelProto", target: Path) -> None:
+    import onnx
+
+    onnx.save(model, str(target))

@@ -1,0 +1,1 @@
+"""What people look at: the results file, and the table at the end of a run."""

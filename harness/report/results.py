@@ -1,0 +1,327 @@
+"""Takes what the checks of a run found; gives the results file: one object per cell, schema-checked, merged by hash."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.environment import collect
+from harness.errors import ResultsError
+from harness.judge.verdict import Status, Verdict, gravest
+from harness.measure.throughput import Throughput
+from harness.model.registry import Precision, first_fault
+from harness.pipeline import AccuracyRun, Cell, Prepared
+
+SCHEMA_FILE = "results.schema.json"
+PREVIOUS_SUFFIX = ".prev"
+# The fact that carries a proposed baseline; it goes to its own file.
+PROPOSAL = "proposal"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetResult(_Strict):
+    """The images a cell was measured on."""
+
+    name: str
+    images: int
+    sha256: str
+    full_val2017: bool
+
+
+class Artifacts(_Strict):
+    """SHA-256 of what the cell was made from; null where this run did not see it."""
+
+    weights: str | None = None
+    onnx: str | None = None
+    engine: str | None = None
+
+
+class AccuracyResult(_Strict):
+    """AP of the cell; `expected` and `tolerance` in absolute AP."""
+
+    map_50_95: float | None
+    map_50: float | None
+    status: Status
+    expected: dict[str, float] | None
+    tolerance: float | None
+    reason: str
+    metrics: dict[str, float] = Field(default_factory=dict, description="all 12 COCO numbers; -1: no ground truth")
+    per_class: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict, description="time of each stage, in seconds")
+
+
+class Latency(_Strict):
+    """Percentiles of the time of one call, in milliseconds, by linear interpolation."""
+
+    p50: float
+    p90: float
+    p99: float
+
+
+class PerformanceResult(_Strict):
+    """FPS = batch / median latency, inputs and outputs resident."""
+
+    fps: float | None
+    latency_ms: Latency | None
+    cv: float | None
+    status: Status
+    expected: float | None
+    tolerance: float | None
+    reason: str
+    rounds: int | None = None
+
+
+class CellResult(_Strict):
+    """All that a run knows of one cell."""
+
+    id: str
+    model: str
+    precision: Precision
+    engine: str
+    engine_version: str | None = None
+    batch: int | None = None
+    start: Literal["checkpoint", "random weights", "onnx file", "engine file"] | None = None
+    precision_ran: str | None = None
+    device: str | None = None
+    dataset: DatasetResult | None = None
+    artifacts: Artifacts = Field(default_factory=Artifacts)
+    accuracy: AccuracyResult | None = None
+    performance: PerformanceResult | None = None
+
+    @property
+    def statuses(self) -> list[Status]:
+        """Of the parts that were checked."""
+        return [part.status for part in (self.accuracy, self.performance) if part is not None]
+
+
+class Results(_Strict):
+    """`results.json`."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    environment: dict[str, Any]
+    cells: tuple[CellResult, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One check as it travels from the test to the results: the cell, its verdict, and facts measured beside it.
+
+    facts: fields of `CellResult`, plain JSON; those of `accuracy` and `performance` without status and reason.
+    """
+
+    cell: dict[str, str]
+    verdict: Verdict
+    facts: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data that pytest-xdist can carry."""
+        return {"cell": self.cell, "verdict": self.verdict.as_json(), "facts": self.facts}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Record":
+        """The inverse of `as_json`."""
+        return cls(dict(data["cell"]), Verdict.from_json(data["verdict"]), dict(data["facts"]))
+
+
+def results_schema() -> dict[str, Any]:
+    """JSON schema of the results file, generated from the types."""
+    schema = Results.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "detgate results"}
+
+
+def cell_facts(prepared: Prepared, precision_ran: str, device: str) -> dict[str, Any]:
+    """What any measurement says of its cell."""
+    return {
+        "engine_version": prepared.engine.version(),
+        "batch": prepared.source.batch,
+        "start": prepared.start,
+        "precision_ran": precision_ran,
+        "device": device,
+        "artifacts": prepared.artifacts,
+    }
+
+
+def accuracy_facts(run: AccuracyRun) -> dict[str, Any]:
+    """What a scored run says of its cell."""
+    numbers = {k: v for k, v in vars(run.metrics).items() if isinstance(v, float)}
+    return cell_facts(run.prepared, run.inspection.dominant, run.inspection.device) | {
+        "dataset": {
+            "name": run.dataset.name,
+            "images": len(run.dataset.images),
+            "sha256": run.dataset.sha256,
+            "full_val2017": run.dataset.full_val2017,
+        },
+        "accuracy": {
+            "map_50_95": run.metrics.map_50_95,
+            "map_50": run.metrics.map_50,
+            "metrics": numbers,
+            "per_class": run.metrics.per_class,
+            "seconds": run.run.seconds,
+        },
+    }
+
+
+def performance_facts(prepared: Prepared, measured: Throughput, precision_ran: str, device: str) -> dict[str, Any]:
+    """What a timed session says of its cell."""
+    latency = measured.latency_ms
+    return cell_facts(prepared, precision_ran, device) | {
+        "performance": {
+            "fps": measured.fps,
+            "latency_ms": {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99},
+            "cv": measured.cv,
+            "rounds": measured.calls,
+        },
+    }
+
+
+def collate(records: Iterable[Record]) -> list[CellResult]:
+    """One result per cell from the records of all its checks, in order of first appearance."""
+    by_cell: dict[str, list[Record]] = {}
+    for record in records:
+        by_cell.setdefault(record.verdict.cell, []).append(record)
+    return [_cell_result(found) for found in by_cell.values()]
+
+
+def _cell_result(records: list[Record]) -> CellResult:
+    facts: dict[str, Any] = {}
+    for record in records:
+        facts |= {name: value for name, value in record.facts.items() if name != PROPOSAL}
+    cell = records[0].cell
+    parts = {
+        "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {})),
+        "performance": _performance([r.verdict for r in records], facts.pop("performance", {})),
+    }
+    return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
+
+
+def _reason(verdicts: list[Verdict], status: Status) -> str:
+    return "; ".join(sorted({f"{v.check}: {v.reason}" for v in verdicts if v.status is status}))
+
+
+def _accuracy(verdicts: list[Verdict], facts: dict[str, Any]) -> AccuracyResult | None:
+    own = [v for v in verdicts if v.kind == "accuracy"]
+    if not own:
+        return None
+    status = gravest([v.status for v in own])
+    expected = {v.check: v.expected for v in own if v.expected is not None}
+    tolerance = next((v.tolerance for v in own if v.tolerance is not None), None)
+    figures = {"map_50_95": None, "map_50": None} | facts
+    return AccuracyResult(
+        **figures, status=status, expected=expected or None, tolerance=tolerance, reason=_reason(own, status)
+    )
+
+
+def _performance(verdicts: list[Verdict], facts: dict[str, Any]) -> PerformanceResult | None:
+    own = [v for v in verdicts if v.kind == "performance"]
+    if not own:
+        return None
+    worst = max(own, key=lambda v: list(Status).index(v.status))
+    figures = {"fps": None, "latency_ms": None, "cv": None} | facts
+    return PerformanceResult(
+        **figures, status=worst.status, expected=worst.expected, tolerance=worst.tolerance, reason=worst.reason
+    )
+
+
+def load(path: Path) -> Results:
+    """A results file.
+
+    Raises:
+        ResultsError: unreadable, or not of this schema.
+    """
+    try:
+        return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ResultsError(
+            f"cannot read {path}: {error.strerror}", "run pytest first, or name its --results"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ResultsError(f"{path} is not valid JSON: {error}", f"rm {path}; the next run writes it again") from error
+    except ValidationError as error:
+        raise ResultsError(
+            f"{path}: {first_fault(error)}", f"rm {path}; it was edited, or written by another version of detgate"
+        ) from error
+
+
+def save(path: Path, cells: list[CellResult]) -> Results:
+    """Write the results, merged with what the same environment measured before.
+
+    Cells of the same artefacts keep their other half (accuracy, then performance); a file of another environment,
+    or one that cannot be read, is kept as `PATH.prev`.
+
+    Raises:
+        ResultsError: the file cannot be written.
+    """
+    environment = collect().as_json()
+    old = _previous(path, environment)
+    fresh = {cell.id: _merged(old.get(cell.id), cell) for cell in cells}
+    results = Results(schema=1, environment=environment, cells=tuple((old | fresh).values()))
+    _write(path, results.model_dump_json(by_alias=True, indent=1))
+    return results
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a path where no results file can be written, before hours of measuring.
+
+    Raises:
+        ResultsError: the path is a directory, or lies below a file or a directory that cannot be written.
+    """
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.is_dir():
+        raise _unwritable(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    if not nearest.is_dir():
+        raise _unwritable(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(nearest, os.W_OK):
+        raise _unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _previous(path: Path, environment: dict[str, Any]) -> dict[str, CellResult]:
+    if not path.exists():
+        return {}
+    try:
+        results = load(path)
+    except ResultsError:
+        results = None
+    if results is not None and results.environment == environment:
+        return {cell.id: cell for cell in results.cells}
+    try:
+        os.replace(path, path.with_name(path.name + PREVIOUS_SUFFIX))
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return {}
+
+
+def _merged(old: CellResult | None, new: CellResult) -> CellResult:
+    if old is None or (new.artifacts.engine is not None and (old.artifacts, old.batch) != (new.artifacts, new.batch)):
+        return new
+    if new.artifacts.engine is None and old.artifacts.engine is not None:
+        return new
+    kept = {name: getattr(old, name) for name in ("accuracy", "performance", "dataset") if getattr(new, name) is None}
+    return new.model_copy(update=kept)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as out:
+            out.write(text + "\n")
+        os.replace(out.name, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ResultsError:
+    return ResultsError(f"cannot write {path}: {error.strerror}", "give a writable path: --results FILE")
+
+
+def cell_names(cell: Cell) -> dict[str, str]:
+    """The parts of a cell's id, as `CellResult` has them."""
+    return {"model": cell.model, "precision": cell.precision, "engine": cell.engine}

@@ -1,0 +1,80 @@
+"""Takes the results of a run's cells; gives the table at the end of the run, plain or coloured."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from harness.judge.verdict import Status
+from harness.report.results import CellResult
+
+COLOURS = {
+    Status.PASS: "green",
+    Status.IMPROVED: "cyan",
+    Status.RECORDED: "green",
+    Status.MISSING: "yellow",
+    Status.INCONCLUSIVE: "magenta",
+    Status.INVALID: "bold red",
+    Status.REGRESSED: "bold red",
+}
+MINIMUM_WIDTH = 140
+
+
+def render(cells: Sequence[CellResult], width: int, colour: bool) -> str:
+    """One row per cell and kind of check: figure, expectation, verdict and what it was measured on."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("cell", "check", "figure", "expected", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("measured on (batch, what computed)", overflow="fold")
+    for cell in cells:
+        for row in _accuracy_rows(cell):
+            table.add_row(*row)
+    for cell in cells:
+        for row in _performance_rows(cell):
+            table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=max(width, MINIMUM_WIDTH), force_terminal=colour, no_color=not colour).print(table)
+    return out.getvalue()
+
+
+def _verdict(status: Status) -> str:
+    return f"[{COLOURS[status]}]{status}[/]"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _accuracy_rows(cell: CellResult) -> list[tuple[str, ...]]:
+    part = cell.accuracy
+    if part is None:
+        return []
+    expected = part.expected or {}
+    figure = f"{_figure(part.map_50_95, 4)} / {_figure(part.map_50, 4)}"
+    bound = f"{_figure(expected.get('map_50_95'), 4)} / {_figure(expected.get('map_50'), 4)}"
+    bound = f"{bound} −{part.tolerance:g}" if part.tolerance is not None else "–"
+    return [(cell.id, "AP / AP50", figure, bound, _verdict(part.status), _measured_on(cell, accuracy=True))]
+
+
+def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
+    part = cell.performance
+    if part is None:
+        return []
+    figure = "–" if part.fps is None else f"{part.fps:.2f} FPS"
+    expected = "–" if part.expected is None else f"{part.expected:.2f} −{part.tolerance or 0:.0%}"
+    return [(cell.id, "FPS", figure, expected, _verdict(part.status), _measured_on(cell, accuracy=False))]
+
+
+def _measured_on(cell: CellResult, accuracy: bool) -> str:
+    if cell.batch is None:
+        return ""
+    words = [f"batch {cell.batch}, {cell.precision_ran} on {cell.device}"]
+    if accuracy and cell.dataset is not None:
+        words.insert(0, f"{cell.dataset.images} of {cell.dataset.name}")
+        if cell.dataset.name == "coco2017" and not cell.dataset.full_val2017:
+            words.append("NOT the full val2017")
+    if cell.start != "checkpoint":
+        words.append(str(cell.start).upper())
+    return ", ".join(words)

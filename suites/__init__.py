@@ -1,0 +1,1 @@
+"""The tests people run: accuracy, performance, and the project's own selftest."""

@@ -1,0 +1,1 @@
+"""mAP of every cell."""

@@ -1,0 +1,1 @@
+"""FPS of every cell."""

@@ -1,0 +1,42 @@
+"""Every chosen cell is as fast as the accepted baseline of this device; where none is accepted, FPS is recorded."""
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from fixtures import commands
+from fixtures.cells import Conclude, Opened
+from fixtures.timing import time_cell
+from harness.environment import collect, differences
+from harness.judge import baseline, speed
+from harness.pipeline import Cell, Pipeline
+from harness.report.results import performance_facts
+
+pytestmark = pytest.mark.performance
+
+
+def test_fps(
+    cell: Cell,
+    opened: Opened,
+    pipeline: Pipeline,
+    benchmark: BenchmarkFixture,
+    conclude: Conclude,
+    pytestconfig: pytest.Config,
+) -> None:
+    prepared, environment = opened.prepared, collect()
+    recorded = baseline.load_recorded(pipeline.settings.baselines, cell.model)
+    accepted = recorded.find_speed(cell.id, prepared.source.batch, environment.fingerprint)
+    measured = time_cell(benchmark, opened, pipeline.timing_images(prepared), accepted)
+    context = speed.Context(
+        notes=speed.notes(
+            prepared.start == "random weights",
+            recorded.other_speed(cell.id),
+            measured,
+            lambda other: differences(other, environment.device),
+        ),
+        rerun=commands.rerun(pytestconfig, cell, "performance"),
+        accept=commands.accept(pytestconfig, cell, speed=True),
+    )
+    verdict = (
+        speed.judge(cell.id, measured, accepted, context) if accepted else speed.record(cell.id, measured, context)
+    )
+    conclude(verdict, performance_facts(prepared, measured, opened.precision_ran, opened.device))

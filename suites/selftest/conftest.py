@@ -1,0 +1,61 @@
+"""Shared by the project's own tests: the real commands, and a copy of the shipped model files to change."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.model.registry import SHIPPED_BASELINES
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+Outcome = subprocess.CompletedProcess[str]
+Command = Callable[..., Outcome]
+
+
+# Settings of the machine and of the pytest around us that a command of its own must not inherit.
+FOREIGN = ("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "PYTEST_")
+
+
+def _run(*words: str | Path) -> Outcome:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def python_command() -> Command:
+    """`python ...` in the checkout, with none of the caller's settings."""
+    return _run
+
+
+@pytest.fixture(scope="session")
+def harness_command() -> Command:
+    """`python -m harness ...` in the checkout."""
+    return lambda *words: _run("-m", "harness", *words)
+
+
+@pytest.fixture(scope="session")
+def suites_command() -> Command:
+    """`python -m pytest suites/accuracy suites/performance ...` in the checkout; leaves nothing there."""
+    return lambda *words: _run(
+        "-m", "pytest", "suites/accuracy", "suites/performance", "-p", "no:cacheprovider", *words
+    )
+
+
+@pytest.fixture
+def baselines(tmp_path: Path) -> Path:
+    """A copy of the shipped baselines, without accepted figures."""
+    copy = tmp_path / "baselines"
+    shutil.copytree(SHIPPED_BASELINES / "models", copy / "models")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def session_cache(pytestconfig: pytest.Config) -> Path:
+    """The cache of this run: what a test builds is found again by the next run."""
+    directory: Path = pytestconfig.getoption("cache_dir")
+    return directory

@@ -1,0 +1,442 @@
+"""Every engine speaks the same words, computes what torch computes, says what really ran, and never falls back."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from harness.engines import ENGINES, Engine, Inspection, Session, get_engine, onnxruntime, openvino, torch
+from harness.engines.base import Images, Maps
+from harness.engines.table import parse_options
+from harness.errors import CheckpointError, DetgateError, EngineError, InvalidRun, Missing, UsageError
+from harness.model.parity import deviations
+from harness.pipeline import Cell, Pipeline, Prepared, Settings
+from suites.selftest.fakes import CLOCK, FakeEngine, Workplace, clock
+
+pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("mini")]
+
+MODEL = "pisa-mini"
+BATCH = 2
+CELLS = [
+    Cell(MODEL, precision, name)
+    for name in ENGINES
+    if get_engine(name).available() is None
+    for precision in get_engine(name).capabilities.precisions
+]
+GRAPH_ENGINES = ("onnxruntime", "openvino")
+# Relative L2 error of the worst raw output on photographs; seen: 7e-7, 6e-4 and 0.07.
+PARITY = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.15}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    cache = tmp_path_factory.getbasetemp() / "mini-cache"
+    return Pipeline(Settings(cache_dir=cache, batch_size=BATCH))
+
+
+@pytest.fixture(scope="module")
+def images(pipeline: Pipeline) -> Images:
+    """Two photographs, preprocessed."""
+    return pipeline.check_images(MODEL)
+
+
+@pytest.fixture(scope="module")
+def reference(pipeline: Pipeline, images: Images) -> Maps:
+    """What torch computes."""
+    with pipeline.opened(pipeline.prepare(Cell(MODEL, "fp32", "torch"))) as session:
+        return session.infer(images)
+
+
+@pytest.fixture(scope="module", params=CELLS, ids=[cell.id for cell in CELLS])
+def prepared(request: pytest.FixtureRequest, pipeline: Pipeline) -> Prepared:
+    return pipeline.prepare(request.param)
+
+
+@pytest.fixture
+def session(prepared: Prepared) -> Iterator[Session]:
+    with prepared.engine.open(prepared.source, prepared.file.path) as session:
+        yield session
+
+
+def prepared_fp32(pipeline: Pipeline, name: str) -> Prepared:
+    return pipeline.prepare(Cell(MODEL, "fp32", name))
+
+
+# --- every engine
+
+
+def test_an_engine_computes_what_torch_computes(
+    prepared: Prepared, session: Session, images: Images, reference: Maps
+) -> None:
+    worst = deviations(reference, session.infer(images))[0]
+    assert worst.relative <= PARITY[prepared.cell.precision], worst
+
+
+def test_outputs_are_float32_head_maps_in_the_heads_order(
+    prepared: Prepared, session: Session, images: Images, pipeline: Pipeline
+) -> None:
+    maps = session.infer(images)
+    assert list(maps) == list(pipeline.head(MODEL).output_names)
+    assert {values.dtype for values in maps.values()} == {np.dtype(np.float32)}
+
+
+def test_each_image_of_a_batch_has_its_own_row(session: Session, images: Images) -> None:
+    forward, backward = session.infer(images), session.infer(images[::-1])
+    worst = deviations({name: maps[::-1] for name, maps in forward.items()}, backward)[0]
+    assert worst.relative < 1e-5
+
+
+def test_a_second_call_gives_the_same_and_leaves_the_first_alone(session: Session, images: Images) -> None:
+    first = session.infer(images)
+    kept = {name: maps.copy() for name, maps in first.items()}
+    session.infer(np.zeros_like(images))
+    assert all(np.array_equal(first[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:1], lambda x: x[..., 1:], lambda x: x.astype(np.float64)])
+def test_images_of_another_shape_or_type_are_refused(
+    session: Session, images: Images, change: Callable[[Images], Images]
+) -> None:
+    with pytest.raises(EngineError, match="wanted images"):
+        session.infer(change(images))
+
+
+def test_outputs_of_another_shape_than_the_models_are_refused(prepared: Prepared, images: Images) -> None:
+    source = replace(prepared.source, shapes={**prepared.source.shapes, "cls_8": (1, 2, 3, 4)})
+    with (
+        prepared.engine.open(source, prepared.file.path) as session,
+        pytest.raises(EngineError, match="wanted outputs"),
+    ):
+        session.infer(images)
+
+
+def test_where_it_ran_is_where_the_engine_claims(prepared: Prepared, session: Session) -> None:
+    assert (session.inspect().device == "cpu") is (prepared.engine.capabilities.device == "cpu")
+
+
+def test_what_ran_is_what_the_engine_claims(prepared: Prepared, session: Session) -> None:
+    claimed = prepared.engine.capabilities.computes[prepared.cell.precision]
+    inspection = session.inspect()
+    assert inspection.dominant == claimed
+    inspection.require(claimed, prepared.cell.id)
+
+
+def test_another_claim_than_what_ran_is_invalid(prepared: Prepared, session: Session) -> None:
+    computes = prepared.engine.capabilities.computes[prepared.cell.precision]
+    other = "int8" if computes == "fp32" else "fp32"
+    with pytest.raises(InvalidRun, match=f"wanted 95% of convolutions in {other}, found .* in {computes} on "):
+        session.inspect().require(other, prepared.cell.id)
+
+
+def test_a_prepared_call_can_be_timed(session: Session, images: Images) -> None:
+    seconds = session.time(images, calls=2)
+    assert [second > 0 for second in seconds] == [True, True]
+
+
+@pytest.mark.parametrize("use", [lambda s, x: s.infer(x), lambda s, x: s.prepare(x)], ids=["infer", "prepare"])
+def test_a_closed_session_refuses(session: Session, images: Images, use: Callable[[Session, Images], object]) -> None:
+    with session as entered:
+        assert entered is session
+    with pytest.raises(EngineError, match="the session is closed"):
+        use(session, images)
+
+
+def test_closing_twice_does_nothing(session: Session) -> None:
+    session.close()
+    session.close()
+
+
+def test_the_engine_file_has_the_engines_suffix(prepared: Prepared) -> None:
+    assert prepared.file.path.name == f"{prepared.cell.id}.b{BATCH}{prepared.engine.file_suffix}"
+
+
+# --- files that do not fit
+
+
+@pytest.mark.parametrize(("name", "error"), [("torch", CheckpointError)] + [(n, EngineError) for n in GRAPH_ENGINES])
+def test_a_file_that_is_no_engine_is_refused(
+    pipeline: Pipeline, tmp_path: Path, name: str, error: type[DetgateError]
+) -> None:
+    file = tmp_path / "garbage"
+    file.write_bytes(b"garbage" * 100)
+    prepared = prepared_fp32(pipeline, name)
+    with pytest.raises(error, match="garbage"):
+        prepared.engine.open(prepared.source, file)
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_a_graph_that_the_runtime_cannot_read_is_refused(pipeline: Pipeline, tmp_path: Path, name: str) -> None:
+    graph = tmp_path / "broken.onnx"
+    graph.write_bytes(b"garbage" * 100)
+    prepared = prepared_fp32(pipeline, name)
+    with pytest.raises(EngineError, match=f"{name} .* refused .*broken.onnx"):
+        prepared.engine.build(replace(prepared.source, graph=graph), tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_an_engine_that_lacks_an_output_is_refused(pipeline: Pipeline, images: Images, name: str) -> None:
+    prepared = prepared_fp32(pipeline, name)
+    source = replace(prepared.source, shapes={**prepared.source.shapes, "iou_8": (BATCH, 9, 24, 40)})
+    with (
+        prepared.engine.open(source, prepared.file.path) as session,
+        pytest.raises(EngineError, match="lacks the outputs iou_8"),
+    ):
+        session.infer(images)
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_an_engine_of_another_batch_is_refused(pipeline: Pipeline, images: Images, name: str) -> None:
+    prepared = prepared_fp32(pipeline, name)
+    source = replace(prepared.source, batch=2 * BATCH)
+    with (
+        prepared.engine.open(source, prepared.file.path) as session,
+        pytest.raises(EngineError, match="does not take images"),
+    ):
+        session.infer(np.concatenate([images, images]))
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_an_engine_file_of_another_precision_is_invalid(pipeline: Pipeline, name: str) -> None:
+    file = prepared_fp32(pipeline, name).file.path
+    other = Pipeline(replace(pipeline.settings, engine_file=file))
+    prepared = other.prepare(Cell(MODEL, "int8", name))
+    with pytest.raises(InvalidRun, match=f"{MODEL}-int8-{name}: wanted 95% .* in int8, found 58 in fp32"):
+        other.opened(prepared).__enter__()
+
+
+# --- options
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_threads_do_not_change_what_is_computed(pipeline: Pipeline, images: Images, reference: Maps, name: str) -> None:
+    prepared, engine = prepared_fp32(pipeline, name), get_engine(name, {"threads": "1"})
+    with engine.open(prepared.source, prepared.file.path) as session:
+        assert deviations(reference, session.infer(images))[0].relative <= PARITY["fp32"]
+
+
+@pytest.mark.parametrize("name", GRAPH_ENGINES)
+def test_threads_that_are_no_number_are_refused(pipeline: Pipeline, name: str) -> None:
+    prepared = prepared_fp32(pipeline, name)
+    with pytest.raises(UsageError, match=f"{name}.threads=many: wanted a whole number"):
+        get_engine(name, {"threads": "many"}).open(prepared.source, prepared.file.path)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_unknown_option_names_those_that_are_known(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--engine-option {name}.colour: unknown key") as caught:
+        get_engine(name, {"colour": "red"})
+    known = get_engine(name).capabilities.options
+    assert all(f"{name}.{key}" in caught.value.remedy for key in known) or "none for this engine" in caught.value.remedy
+
+
+def test_options_are_build_flags() -> None:
+    assert get_engine("openvino", {"threads": "2"}).flags() == {"threads": "2"}
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([], {}),
+        (["openvino.threads=2"], {"openvino": {"threads": "2"}}),
+        (["onnxruntime.provider=cuda", "onnxruntime.threads=1"], {"onnxruntime": {"provider": "cuda", "threads": "1"}}),
+    ],
+)
+def test_engine_options_are_parsed(values: list[str], wanted: dict[str, dict[str, str]]) -> None:
+    assert parse_options(values) == wanted
+
+
+@pytest.mark.parametrize(
+    "value", ["threads=2", "openvino.threads", "openvino.=2", "openvino.threads=", "tpu.threads=2", ""]
+)
+def test_engine_options_of_another_form_are_refused(value: str) -> None:
+    with pytest.raises(UsageError, match=r"wanted ENGINE\.KEY=VALUE with ENGINE one of torch"):
+        parse_options([value])
+
+
+# --- the table of engines
+
+
+def test_an_engine_that_is_not_in_the_table_is_refused() -> None:
+    with pytest.raises(UsageError, match="no engine 'tpu'; known: torch"):
+        get_engine("tpu")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_called_as_in_the_table(name: str) -> None:
+    assert get_engine(name).name == name
+
+
+@pytest.mark.parametrize("name", sorted({cell.engine for cell in CELLS}))
+def test_an_engine_that_is_here_has_a_version(name: str) -> None:
+    assert re.match(r"\d+\.\d+", get_engine(name).version())
+
+
+def test_the_engines_that_are_installed_for_development_are_here() -> None:
+    assert {cell.engine for cell in CELLS} >= {"torch", *GRAPH_ENGINES}
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_names_its_int8_scheme_exactly_when_it_takes_int8_graphs(name: str) -> None:
+    able = get_engine(name).capabilities
+    assert (able.int8_scheme is not None) is ("int8" in able.precisions and able.source == "graph")
+
+
+@pytest.mark.parametrize("module", [torch, onnxruntime, openvino])
+def test_an_engine_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+    name = str(vars(module)["__name__"]).rpartition(".")[2]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert get_engine(name).available() == f"{name} is not installed"
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_the_remedy_of_an_engine_is_one_command(name: str) -> None:
+    assert get_engine(name).remedy.startswith(f"pip install 'detgate[{name}]'")
+
+
+def test_a_version_that_cannot_be_found_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "PACKAGES", ("no-such-name",))
+    with pytest.raises(Missing, match="onnxruntime is not installed"):
+        get_engine("onnxruntime").version()
+
+
+def test_knowing_all_engines_imports_no_runtime() -> None:
+    program = (
+        "import sys\nfrom harness.engines import ENGINES, get_engine\n"
+        "for name in ENGINES: get_engine(name).capabilities\n"
+        "print({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- ONNX Runtime's provider
+
+NO_CUDA = "onnxruntime has no CUDAExecutionProvider"
+
+
+@pytest.fixture
+def cuda() -> Engine:
+    """ONNX Runtime asked for CUDA on a machine whose ONNX Runtime has none."""
+    engine = get_engine("onnxruntime", {"provider": "cuda"})
+    if engine.available() is None:
+        pytest.skip("this ONNX Runtime has CUDA")
+    return engine
+
+
+def test_a_provider_that_is_not_there_makes_the_engine_unavailable(cuda: Engine) -> None:
+    assert str(cuda.available()).startswith(NO_CUDA)
+
+
+def test_a_provider_that_is_not_there_has_a_remedy_of_its_own(cuda: Engine) -> None:
+    assert "onnxruntime-gpu" in cuda.remedy
+
+
+def test_a_cell_whose_provider_is_not_there_is_missing(cuda: Engine, pipeline: Pipeline) -> None:
+    asked = Pipeline(replace(pipeline.settings, engine_options={"onnxruntime": {"provider": "cuda"}}))
+    with pytest.raises(Missing, match=NO_CUDA):
+        asked.prepare(Cell(MODEL, "fp32", "onnxruntime"))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_provider_that_is_not_there_is_no_silent_fallback(cuda: Engine, pipeline: Pipeline) -> None:
+    prepared = prepared_fp32(pipeline, "onnxruntime")
+    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, onnxruntime fell back to CPUExecution"):
+        cuda.open(prepared.source, prepared.file.path)
+
+
+def test_on_cuda_fp16_is_claimed_to_compute_in_fp16() -> None:
+    able = get_engine("onnxruntime", {"provider": "cuda"}).capabilities
+    assert (able.computes["fp16"], able.device) == ("fp16", "accelerator")
+
+
+def test_an_unknown_provider_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"onnxruntime\.provider=tpu: wanted cpu or cuda"):
+        get_engine("onnxruntime", {"provider": "tpu"}).available()
+
+
+# --- the types that ONNX Runtime's convolutions compute in
+
+
+def convolution(kind: str, weight: int | None, made_by: onnx.NodeProto | None = None) -> onnx.GraphProto:
+    nodes = [made_by] if made_by else []
+    nodes.append(helper.make_node(kind, ["x", "w"], ["y"]))
+    weights = [] if weight is None else [helper.make_tensor("w", weight, [1, 1, 1, 1], [1.0])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    return helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+
+
+def cast(to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", ["v"], ["w"], to=to)
+
+
+@pytest.mark.parametrize(
+    ("graph", "computes"),
+    [
+        (convolution("Conv", TensorProto.FLOAT), "fp32"),
+        (convolution("FusedConv", TensorProto.FLOAT), "fp32"),
+        (convolution("Conv", TensorProto.FLOAT16), "fp16"),
+        (convolution("QLinearConv", None), "int8"),
+        (convolution("Conv", None, cast(TensorProto.FLOAT)), "fp32"),
+        (convolution("Conv", None, cast(TensorProto.FLOAT16)), "fp16"),
+        (convolution("Conv", None, helper.make_node("DequantizeLinear", ["v"], ["w"])), "fp32"),
+        (convolution("Conv", None), "fp32"),
+    ],
+    ids=["float", "fused", "half", "quantised", "cast", "cast-to-half", "dequantised", "input"],
+)
+def test_the_type_of_a_convolution_is_read_from_the_optimised_graph(graph: onnx.GraphProto, computes: str) -> None:
+    assert onnxruntime._convolution_types(graph) == {computes: 1}
+
+
+def test_other_operators_are_not_counted() -> None:
+    assert not onnxruntime._convolution_types(convolution("Relu", TensorProto.FLOAT))
+
+
+# --- what every engine inherits
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "enough"),
+    [({"fp16": 95, "fp32": 5}, True), ({"fp16": 94, "fp32": 6}, False), ({"fp32": 1}, False), ({}, False)],
+    ids=str,
+)
+def test_nearly_all_convolutions_must_run_in_the_claimed_type(convolutions: dict[str, int], enough: bool) -> None:
+    refused = False
+    try:
+        Inspection("cpu", convolutions).require("fp16", "a cell")
+    except InvalidRun:
+        refused = True
+    assert refused is not enough
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "found"), [({"fp32": 2, "int8": 5}, "2 in fp32, 5 in int8"), ({}, "none at all")], ids=str
+)
+def test_a_wrong_precision_names_cell_device_and_what_ran(convolutions: Mapping[str, int], found: str) -> None:
+    with pytest.raises(InvalidRun, match=f"a cell: wanted 95% of convolutions in fp16, found {found} on cuda"):
+        Inspection("cuda", convolutions).require("fp16", "a cell")
+
+
+@pytest.mark.parametrize(("convolutions", "most"), [({"fp32": 2, "int8": 5}, "int8"), ({}, "none")], ids=str)
+def test_the_dominant_type_is_that_of_most_convolutions(convolutions: Mapping[str, int], most: str) -> None:
+    assert Inspection("cpu", convolutions).dominant == most
+
+
+def test_calls_are_timed_by_the_given_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CLOCK, "calls", 0)
+    source = SimpleNamespace(precision="fp32")
+    session = FakeEngine().open(source, tmp_path)  # type: ignore[arg-type]
+    assert session.time(np.zeros((1, 3, 64, 64), np.float32), 3, clock) == pytest.approx([0.1, 0.1, 0.1])
+
+
+def test_the_fake_engine_passes_the_checks_that_real_ones_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "fake", "suites.selftest.fakes:FakeEngine")
+    pipeline = Pipeline(Workplace.make(tmp_path).settings())
+    assert pipeline.accuracy(Cell("toy", "fp16", "fake")).metrics.map_50_95 == 1.0

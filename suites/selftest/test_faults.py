@@ -1,0 +1,144 @@
+"""The gate bites: one thing broken in a real cell makes the run red, with the right verdict, cell and figures."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from harness.model.registry import SHIPPED_BASELINES
+from harness.pipeline import Cell, Pipeline, Settings
+
+pytestmark = pytest.mark.selftest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ("pisa-mini", "paa-mini")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One mini model: its exported graph, and a run of its cell with faults put in."""
+
+    model: str
+    graph: Path
+    cache: Path
+
+    def run(self, directory: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+        chosen = ["--model", self.model, "--engine", "onnxruntime", "--precision", "fp32"]
+        places = ["--cache-dir", str(self.cache), "--results", str(directory / "results.json")]
+        command = [sys.executable, "-m", "pytest", "-m", "accuracy", *chosen, *places, *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def bench(request: pytest.FixtureRequest, session_cache: Path) -> Bench:
+    pipeline = Pipeline(Settings(cache_dir=session_cache))
+    prepared = pipeline.prepare(Cell(request.param, "fp32", "onnxruntime"))
+    weights = prepared.source.weights
+    assert weights is not None
+    return Bench(request.param, pipeline.exported(request.param, weights).path, session_cache)
+
+
+def last_convolution(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
+    """The convolution nearest to an output, against the flow."""
+    produced = {name: node for node in model.graph.node for name in node.output}
+    node = produced[output]
+    while node.op_type != "Conv":
+        node = produced[node.input[0]]
+    return node
+
+
+def edit(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Replace one initializer."""
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+
+
+def scale_box_regression(model: onnx.ModelProto) -> None:
+    convolution = last_convolution(model, "box_8")
+    for name in convolution.input[1:]:
+        edit(model, name, lambda values: values * np.float32(1.2))
+
+
+def swap_two_classes(model: onnx.ModelProto) -> None:
+    def swap(values: np.ndarray) -> np.ndarray:
+        classes = 10
+        by_anchor = values.reshape(-1, classes, *values.shape[1:]).copy()
+        by_anchor[:, [0, 1]] = by_anchor[:, [1, 0]]
+        return by_anchor.reshape(values.shape)
+
+    convolution = last_convolution(model, "cls_8")
+    for name in convolution.input[1:]:
+        edit(model, name, swap)
+
+
+def put_nan_in_one_output(model: onnx.ModelProto) -> None:
+    def first_nan(values: np.ndarray) -> np.ndarray:
+        values.flat[0] = np.nan
+        return values
+
+    edit(model, last_convolution(model, "cls_8").input[2], first_nan)
+
+
+def verdicts(directory: Path, model: str) -> dict[str, object]:
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    cell = next(cell for cell in results["cells"] if cell["id"] == f"{model}-fp32-onnxruntime")
+    accuracy: dict[str, object] = cell["accuracy"]
+    return accuracy
+
+
+@pytest.mark.parametrize("fault", [scale_box_regression, swap_two_classes])
+def test_a_fault_in_the_graph_is_a_regression(
+    bench: Bench, fault: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    model = onnx.load(str(bench.graph))
+    fault(model)
+    onnx.save(model, str(tmp_path / "broken.onnx"))
+    run = bench.run(tmp_path, "--onnx", str(tmp_path / "broken.onnx"))
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert verdicts(tmp_path, bench.model)["status"] == "REGRESSED"
+    figures = r"map_50_95: 0\.\d{4}, expected 0\.\d{4} .*: 0\.\d{4} lower"
+    assert re.search(rf"REGRESSED {bench.model}-fp32-onnxruntime {figures}", run.stdout)
+
+
+def test_the_graph_without_a_fault_passes(bench: Bench, tmp_path: Path) -> None:
+    shutil.copy(bench.graph, tmp_path / "clean.onnx")
+    run = bench.run(tmp_path, "--onnx", str(tmp_path / "clean.onnx"))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert verdicts(tmp_path, bench.model)["status"] == "PASS"
+    assert "ONNX FILE" in run.stdout
+
+
+def test_not_a_number_in_one_output_is_invalid(bench: Bench, tmp_path: Path) -> None:
+    model = onnx.load(str(bench.graph))
+    put_nan_in_one_output(model)
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    run = bench.run(tmp_path, "--onnx", str(tmp_path / "nan.onnx"))
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert verdicts(tmp_path, bench.model)["status"] == "INVALID"
+    assert re.search(rf"INVALID {bench.model}-fp32-onnxruntime .*'cls_8'.*NaN", run.stdout)
+
+
+def test_reading_blue_as_red_costs_over_a_hundredth_and_is_a_regression(bench: Bench, tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED_BASELINES, tmp_path / "baselines")
+    file = tmp_path / "baselines" / "models" / f"{bench.model}.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["overrides"]["model.data_preprocessor.bgr_to_rgb"] = False
+    file.write_text(json.dumps(content), encoding="utf-8")
+    run = bench.run(tmp_path, "--baselines", str(tmp_path / "baselines"))
+    assert run.returncode == 1, run.stdout + run.stderr
+    accuracy = verdicts(tmp_path, bench.model)
+    assert accuracy["status"] == "REGRESSED"
+    figure, expected = accuracy["map_50_95"], accuracy["expected"]
+    assert isinstance(figure, float)
+    assert isinstance(expected, dict)
+    assert expected["map_50_95"] - figure > 0.01

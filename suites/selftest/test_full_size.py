@@ -1,0 +1,141 @@
+"""Full-size PISA and PAA on real photographs: red without a baseline, green with it, detections equal to mmdet's.
+
+COCO's own photographs are used where DATASETS_DIR names a folder of them; else the embedded images stand in.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.detect.decode import Boxes
+from harness.detect.run import load_batch
+from harness.model.export import run_module
+from harness.model.mmdet import load_module
+from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
+from suites.selftest.matching import unmatched
+from suites.selftest.reference import assert_same, mmdet_boxes
+from suites.selftest.seeded import seeded_baselines
+
+pytestmark = [pytest.mark.selftest, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPARED_IMAGES = 8
+# ONNX Runtime against torch. Group norm is exported as InstanceNormalization, whose float32 sums over 80,000 values are
+# less exact in ONNX Runtime than in torch: logits of up to 17 are 2.2e-4 off float64's, torch's 1.2e-5.
+SCORE_BOUND = {"pisa": 1e-5, "paa": 3e-5}
+PIXEL_BOUND = 1e-2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the check keeps its checkpoint, baselines, cache, results and data."""
+
+    model: str
+    directory: Path
+    checkpoints: Path
+    baselines: Path
+    data: Path
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            baselines=self.baselines,
+            cache_dir=self.directory / "cache",
+            checkpoints=self.checkpoints,
+            data_dir=self.data,
+            dataset="coco2017",
+        )
+
+    def pytest(self) -> "subprocess.CompletedProcess[str]":
+        options = {
+            "--model": self.model,
+            "--engine": "onnxruntime",
+            "--precision": "fp32",
+            "--dataset": "coco2017",
+            "--data-dir": str(self.data),
+            "--checkpoints": str(self.checkpoints),
+            "--baselines": str(self.baselines),
+            "--cache-dir": str(self.directory / "cache"),
+            "--results": str(self.directory / "results.json"),
+        }
+        words = [word for pair in options.items() for word in pair]
+        return run_python("-m", "pytest", "-m", "accuracy", *words)
+
+
+def run_python(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def embedded_as_coco(directory: Path, count: int = 4) -> Path:
+    """The first embedded validation images under COCO's 80 categories."""
+    source = EMBEDDED / "data"
+    content = json.loads((source / "annotations" / "instances_val2017.json").read_text(encoding="utf-8"))
+    content["images"] = content["images"][:count]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [{**a, "category_id": 1} for a in content["annotations"] if a["image_id"] in kept]
+    content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
+    (directory / "annotations").mkdir(parents=True)
+    (directory / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+    (directory / "images").mkdir()
+    (directory / "images" / "val2017").symlink_to(source / "images" / "val2017")
+    return directory
+
+
+@pytest.fixture(scope="module", params=["pisa", "paa"])
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    directory = tmp_path_factory.mktemp(request.param)
+    given = os.environ.get("DATASETS_DIR")
+    data = Path(given).resolve() if given else embedded_as_coco(directory / "coco")
+    photographs = sorted((data / "images" / "val2017").glob("*.jpg"))[:4]
+    checkpoints, baselines = seeded_baselines(request.param, photographs, directory)
+    return Place(request.param, directory, checkpoints, baselines, data)
+
+
+def test_the_first_run_is_red_and_the_second_after_accept_is_green(place: Place) -> None:
+    first = place.pytest()
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "no baseline is accepted" in first.stdout
+    assert "NOT the full val2017" in first.stdout
+    cell = f"{place.model}-fp32-onnxruntime"
+    options = ["--results", str(place.directory / "results.json"), "--baselines", str(place.baselines)]
+    accepted = run_python("-m", "harness", "baseline", "accept", cell, "--reason", "seeded weights", *options)
+    assert accepted.returncode == 0, accepted.stderr
+    second = place.pytest()
+    print(second.stdout[-3000:])
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "engines: 0 built, 1 from the cache" in second.stdout
+
+
+def test_detections_equal_mmdets_on_the_same_maps_and_torchs_as_sets(place: Place) -> None:
+    pipeline = Pipeline(place.settings)
+    cell = Cell(place.model, "fp32", "onnxruntime")
+    spec, head, decoder = pipeline.models[place.model], pipeline.head(place.model), pipeline.decoder(place.model)
+    config = pipeline.config(place.model)
+    module = load_module(spec, config, pipeline.checkpoint(place.model).path)
+    prepared = pipeline.prepare(cell)
+    size = prepared.source.batch
+    records = pipeline.dataset(place.model).images[:COMPARED_IMAGES]
+    found = 0
+    with pipeline.opened(prepared) as session:
+        for i in range(0, len(records), size):
+            batch = load_batch(records[i : i + size], pipeline.input_spec(place.model), size)
+            maps = session.infer(batch.images)
+            ours = decoder.decode(maps, batch.geometries)
+            assert_same(ours, mmdet_boxes(module.bbox_head, head, maps, batch.geometries))
+            torchs = decoder.decode(run_module(module, head, batch.images), batch.geometries)
+            for one, other in zip(ours, torchs, strict=True):
+                assert unmatched(one, other, SCORE_BOUND[place.model], PIXEL_BOUND) == 0
+            found += sum(len(boxes.scores) for boxes in ours)
+    assert found >= 10 * len(records), "too few boxes for the comparison to mean anything"
+
+
+def test_the_matching_can_fail() -> None:
+    boxes = Boxes(np.array([[0, 0, 9, 9]], np.float32), np.array([0.5], np.float32), np.array([1]))
+    moved = Boxes(boxes.boxes + np.float32(0.02), boxes.scores, boxes.labels)
+    assert unmatched(boxes, moved, score=1e-5, pixels=1e-2) == 1
