@@ -7,7 +7,7 @@ from fixtures.gate import gate_of
 from harness import __version__
 from harness.environment import collect
 
-pytest_plugins = ["fixtures.plugin", "fixtures.cells", "pytester"]
+pytest_plugins = ["fixtures.plugin", "fixtures.cells"]
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.environment import collect
 from harness.errors import ResultsError
+from harness.judge.speed import uncertainty
 from harness.judge.verdict import Status, Verdict, gravest
 from harness.measure.throughput import Throughput
 from harness.model.registry import Precision, first_fault
@@ -78,6 +79,7 @@ class PerformanceResult(_Strict):
     tolerance: float | None
     reason: str
     rounds: int | None = None
+    uncertainty: float | None = Field(default=None, description="half-width of the median's 95 % interval, relative")
 
 
 class CellResult(_Strict):
@@ -179,6 +181,7 @@ def performance_facts(prepared: Prepared, measured: Throughput, precision_ran: s
             "latency_ms": {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99},
             "cv": measured.cv,
             "rounds": measured.calls,
+            "uncertainty": uncertainty(measured),
         },
     }
 

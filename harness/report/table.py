@@ -63,6 +63,7 @@ def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
     if part is None:
         return []
     figure = "–" if part.fps is None else f"{part.fps:.2f} FPS"
+    figure += "" if part.uncertainty is None else f" ±{part.uncertainty:.1%}"
     expected = "–" if part.expected is None else f"{part.expected:.2f} −{part.tolerance or 0:.0%}"
     return [(cell.id, "FPS", figure, expected, _verdict(part.status), _measured_on(cell, accuracy=False))]
 

@@ -24,36 +24,36 @@ def vote(kept: IndexArray, boxes: FloatArray, scores: FloatArray, labels: IndexA
 
     Source: mmdet 3.3.0 `PAAHead.score_voting`. Sums are taken in float64: torch's order of summation is not defined.
     """
-    if not len(kept):
-        return np.empty((0, 4), np.float32)
-    voters, starts, lengths = _voters(labels[kept], labels)
-    iou = _overlaps(np.repeat(boxes[kept], lengths, axis=0), boxes[voters])
-    weights = np.where(iou > MIN_IOU, np.exp(-((np.float32(1) - iou) ** 2) / SIGMA) * scores[voters], np.float32(0))
-    total = np.add.reduceat(weights.astype(np.float64), starts)
-    weighted = weights.astype(np.float64)[:, None] * boxes[voters]
-    with np.errstate(invalid="ignore"):
-        voted = np.add.reduceat(weighted, starts, axis=0) / total[:, None]
-    return np.where(total[:, None] > 0, voted, boxes[kept]).astype(np.float32)
-
-
-def _voters(kept_labels: IndexArray, labels: IndexArray) -> tuple[IndexArray, IndexArray, IndexArray]:
-    """For each kept box the candidates of its class, end to end; where each run starts; how long it is."""
+    corners = np.ascontiguousarray(boxes.T)
     by_label = np.argsort(labels, kind="stable")
     grouped = labels[by_label]
-    firsts = np.searchsorted(grouped, kept_labels, side="left")
-    lengths = np.searchsorted(grouped, kept_labels, side="right") - firsts
-    starts = np.cumsum(lengths) - lengths
-    voters = by_label[np.arange(lengths.sum()) + np.repeat(firsts - starts, lengths)]
-    return voters, starts, lengths
+    voted = boxes[kept].copy()
+    for label in np.unique(labels[kept]):
+        first, last = np.searchsorted(grouped, label, side="left"), np.searchsorted(grouped, label, side="right")
+        voters, mine = by_label[first:last], np.flatnonzero(labels[kept] == label)
+        weights = _weights(corners[:, kept[mine]], corners[:, voters], scores[voters])
+        total = weights.sum(axis=1)
+        has_area = total > 0
+        voted[mine[has_area]] = (weights[has_area] @ boxes[voters].astype(np.float64)) / total[has_area, None]
+    return voted
+
+
+def _weights(kept: FloatArray, voters: FloatArray, scores: FloatArray) -> npt.NDArray[np.float64]:
+    """`[K, N]`: what each voter (corners `[4, N]`, scores `[N]`) counts for each kept box (corners `[4, K]`)."""
+    iou = _overlaps(kept[:, :, None], voters[:, None, :])
+    rows, columns = np.nonzero(iou > MIN_IOU)
+    weights = np.zeros(iou.shape)
+    weights[rows, columns] = np.exp(-((np.float32(1) - iou[rows, columns]) ** 2) / SIGMA) * scores[columns]
+    return weights
 
 
 def _overlaps(first: FloatArray, second: FloatArray) -> FloatArray:
-    """IoU `[P]` of aligned boxes `[P, 4]`, as mmdet 3.3.0 `bbox_overlaps` computes it."""
-    first_sizes, second_sizes = first[:, 2:] - first[:, :2], second[:, 2:] - second[:, :2]
-    top_left = np.maximum(first[:, :2], second[:, :2])
-    bottom_right = np.minimum(first[:, 2:], second[:, 2:])
-    width, height = np.maximum(bottom_right - top_left, np.float32(0)).T
+    """IoU of boxes whose corners `[4, ...]` broadcast, as mmdet 3.3.0 `bbox_overlaps` computes it."""
+    x1, y1, x2, y2 = first
+    left, top, right, bottom = second
+    width = np.maximum(np.minimum(x2, right) - np.maximum(x1, left), np.float32(0))
+    height = np.maximum(np.minimum(y2, bottom) - np.maximum(y1, top), np.float32(0))
     intersection = width * height
-    union = first_sizes[:, 0] * first_sizes[:, 1] + second_sizes[:, 0] * second_sizes[:, 1] - intersection
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - intersection
     overlaps: FloatArray = intersection / np.maximum(union, EPSILON)
     return overlaps
