@@ -504,3 +504,12 @@ def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
 @pytest.mark.parametrize("name", ["first", "performance_again", "worse", "no_engine", "random_weights", "two_workers"])
 def test_results_obey_the_published_schema(request: pytest.FixtureRequest, name: str) -> None:
     jsonschema.validate(request.getfixturevalue(name).results, results_schema())
+
+
+def test_the_folder_of_the_benchmark_file_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "not" / "there" / "benchmark.json"
+    options = ["--results", str(tmp_path / "results.json"), "--cache-dir", str(tmp_path / "cache")]
+    chosen = ["--model", "paa-mini", "--engine", "torch", f"--benchmark-json={file}", "--collect-only", "-q"]
+    command = [sys.executable, "-m", "pytest", "-m", "performance", *chosen, *options]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True, capture_output=True)
+    assert file.parent.is_dir()
