@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +11,7 @@ from typing import NoReturn
 from harness.errors import BaselineError, DetgateError, UsageError
 from harness.model.registry import SHIPPED_BASELINES
 
-EXIT_OK, EXIT_DIFFERENT, EXIT_WRONG_INPUT = 0, 1, 4
+EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
 RESULTS = Path("results/results.json")
 
 
@@ -127,11 +128,14 @@ def _accept_speed(options: argparse.Namespace, cell: str) -> str:
     figures = {
         "cell": cell,
         "batch": result.batch,
-        "fingerprint": found.environment["fingerprint"],
-        "device": found.environment["device"],
+        "fingerprint": found.environment.fingerprint,
+        "device": found.environment.device,
         "fps": result.performance.fps,
+        "options": result.options,
     }
-    entry = baseline.accept_speed(options.baselines, result.model, figures, options.reason)
+    entry = baseline.accept_speed(
+        options.baselines, result.model, figures, result.performance.uncertainty, options.reason
+    )
     old = f" (was {entry.accepted.previous['fps']:.2f})" if entry.accepted.previous else ""
     return f"accepted {cell}: {entry.fps:.2f} FPS{old} at batch {entry.batch}, tolerance {entry.tolerance:.0%}"
 
@@ -156,6 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DetgateError as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_INPUT
+    except Exception:  # noqa: BLE001  whatever it is, scripts must tell it from a finding (1) and from their input (4)
+        traceback.print_exc()
+        print("this is a fault of detgate", file=sys.stderr)
+        return EXIT_FAULT
     return code
 
 

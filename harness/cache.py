@@ -1,16 +1,18 @@
 """Takes the inputs of a step as plain JSON; gives a directory holding its output, made once, locked and atomic."""
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +21,8 @@ from harness.errors import CacheError
 ENTRY_FILE = "entry.json"
 LOCK_TIMEOUT_S = 3600.0
 ENVIRONMENT_VARIABLE = "DETGATE_CACHE"
+# What a step meets when the cache has no room or no leave to write; its other OSErrors are about its own inputs.
+WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS})
 
 
 def default_directory() -> Path:
@@ -30,6 +34,12 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@functools.cache
+def _sha256_of_version(path: Path, _size: int, _modified_ns: int) -> str:
+    """`sha256_of`, once per process for each version of a file."""
+    return sha256_of(path)
 
 
 def digest(inputs: Mapping[str, Any]) -> str:
@@ -76,6 +86,7 @@ class Cache:
 
         Raises:
             CacheError: the directory cannot be written, or another process held the lock for an hour.
+            OSError: `make` raised it, for another reason than a full or read-only cache.
         """
         entry = self.directory / kind / digest(inputs)[:24]
         found = self._lookup(entry, filename)
@@ -88,12 +99,16 @@ class Cache:
         path = entry / filename
         try:
             record = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
-            if path.stat().st_size != record["size"]:
+            state = path.stat()
+            if state.st_size != record["size"]:
                 return None
-            os.utime(entry / ENTRY_FILE)
-            return Artifact(path, str(record["sha256"]), built=False)
+            if _sha256_of_version(path, state.st_size, state.st_mtime_ns) != record["sha256"]:
+                return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        with suppress(OSError):  # a shared cache that is read-only keeps no note of its uses
+            os.utime(entry / ENTRY_FILE)
+        return Artifact(path, str(record["sha256"]), built=False)
 
     @contextmanager
     def _lock(self, entry: Path) -> Iterator[None]:
@@ -116,23 +131,36 @@ class Cache:
     def _make(self, entry: Path, inputs: Mapping[str, Any], filename: str, make: Callable[[Path], None]) -> Artifact:
         for stale in entry.parent.glob(f".{entry.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)  # left by a killed process: we hold the lock, nobody uses it
+        work = entry.parent / f".{entry.name}-{uuid4().hex}"
+        made = work / filename
         try:
-            work = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            make(work / filename)
-            made = work / filename
-            record = {"inputs": dict(inputs), "sha256": sha256_of(made), "size": made.stat().st_size}
-            (work / ENTRY_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-            if entry.exists():
-                shutil.rmtree(entry)
-            work.rename(entry)
-        except OSError as error:
-            raise self._unwritable(error) from error
+            with self._writing():
+                work.mkdir()  # with the umask's mode: mkdtemp would keep a shared cache from everybody else
+            self._run(make, made)
+            with self._writing():
+                record = {"inputs": dict(inputs), "sha256": sha256_of(made), "size": made.stat().st_size}
+                (work / ENTRY_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+                if entry.exists():
+                    shutil.rmtree(entry)
+                work.rename(entry)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Artifact(entry / filename, str(record["sha256"]), built=True)
+
+    def _run(self, make: Callable[[Path], None], target: Path) -> None:
+        try:
+            make(target)
+        except OSError as error:
+            if error.errno in WRITE_ERRORS:
+                raise self._unwritable(error) from error
+            raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(

@@ -1,5 +1,6 @@
 """Takes settings and a cell; gives every step of its way from weights to metrics, lazy and cached."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from harness.detect.run import Progress, Run, run, silent
 from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
 from harness.engines.onnxruntime import refusals
 from harness.environment import collect
-from harness.errors import EngineError, GraphError, Missing, UsageError
+from harness.errors import DetgateError, EngineError, GraphError, Missing, UsageError
 from harness.judge.accuracy import require_every_image
 from harness.measure.evaluate import CocoMetrics, evaluate
 from harness.model import checkpoint, export, graph
@@ -37,9 +38,10 @@ T = TypeVar("T")
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
 # Raised whenever a step's own code changes what it writes, so that no cache serves yesterday's recipe.
-RECIPE = 1
+RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
+TRAIN_URL = "http://images.cocodataset.org/zips/train2017.zip"
 CALIBRATION_BATCH = {"mini": 8, "coco2017": 1}
 
 
@@ -112,11 +114,7 @@ def _once(method: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(method)
     def wrapper(self: "Pipeline", *args: object) -> T:
-        key = (name, *args)
-        if key not in self._made:
-            self._made[key] = method(self, *args)
-        made: T = self._made[key]  # type: ignore[assignment]
-        return made
+        return self._remember((name, *args), lambda: method(self, *args))
 
     return wrapper
 
@@ -141,6 +139,18 @@ class Pipeline:
         for path in (self.settings.onnx, self.settings.engine_file):
             if path is not None and not path.is_file():
                 raise UsageError(f"no file {path}", "check the path given to --onnx or --engine-file")
+
+    def _remember(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` gave or raised the first time: a failure of hours is not repeated for the next check."""
+        if key not in self._made:
+            try:
+                self._made[key] = make()
+            except DetgateError as error:
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, DetgateError):
+            raise made
+        return made  # type: ignore[return-value]
 
     # --- cells
 
@@ -279,7 +289,7 @@ class Pipeline:
             graph.checked("simplify", before, after, self.check_images(model), run_graph)
             _save(after, target)
 
-        inputs = self._recipe("simplify", "onnx") | {"onnx": sha256}
+        inputs = self._recipe("simplify", "onnx", "onnxsim") | {"onnx": sha256}
         return self.cache.artifact("simplified", inputs, f"{model}.onnx", make)
 
     def _loaded_graph(self, model: str, path: Path) -> "onnx.ModelProto":
@@ -301,7 +311,8 @@ class Pipeline:
         base = self.simplified(model, weights)
         if precision == "fp32":
             return base
-        calibration = self.calibration_files(model) if precision == "int8" else []
+        random = weights is not None and weights.random
+        calibration = self.calibration_files(model, random) if precision == "int8" else []
 
         def make(target: Path) -> None:
             before = graph.load(base.path)
@@ -313,9 +324,10 @@ class Pipeline:
             graph.checked(precision, before, after, self.check_images(model), run_graph)
             _save(after, target)
 
-        inputs = self._recipe(precision, "onnx", "onnxruntime") | {
+        inputs = self._recipe(precision, "onnx", "onnxruntime", "opencv") | {
             "graph": base.sha256,
             "scheme": scheme,
+            "preprocess": dataclasses.asdict(self.input_spec(model)),
             "calibration": [caching.sha256_of(file) for file in calibration],
         }
         return self.cache.artifact(precision, inputs, f"{model}.{precision}.onnx", make)
@@ -324,28 +336,46 @@ class Pipeline:
     def fixed(
         self, model: str, precision: Precision, scheme: graph.Int8Scheme | None, weights: Weights | None, batch: int
     ) -> Artifact:
-        """The typed graph for one batch: what engines build from."""
+        """The typed graph for one batch, checked against the one for any batch: what engines build from."""
         base = self.typed(model, precision, scheme, weights)
 
         def make(target: Path) -> None:
-            _save(graph.fix_batch(graph.load(base.path), batch), target)
+            before = graph.load(base.path)
+            after = graph.fix_batch(before, batch)
+            graph.check_batch(before, after, batch, self.check_images(model), run_graph)
+            _save(after, target)
 
         inputs = self._recipe("batch", "onnx") | {"graph": base.sha256, "batch": batch}
         return self.cache.artifact("graph", inputs, f"{model}.{precision}.b{batch}.onnx", make)
 
     @_once
     def check_images(self, model: str) -> Images:
-        """Real photographs, preprocessed `[2, 3, H, W]`, on which steps are compared and speed is timed."""
-        images, _ = preprocess_batch(self._embedded_calibration()[:CHECK_IMAGES], self.input_spec(model))
+        """Images `[2, 3, H, W]` on which steps are compared and speed is timed: COCO's, or the embedded ones."""
+        files: list[Path] = []
+        if self.models[model].dataset == "coco2017":
+            files = sorted((self.settings.data_dir / "images" / "val2017").glob("*.jpg"))[:CHECK_IMAGES]
+        images, _ = preprocess_batch(files or self._embedded_calibration()[:CHECK_IMAGES], self.input_spec(model))
         return images
 
-    def calibration_files(self, model: str) -> list[Path]:
-        """Images for int8: 64 of COCO's train2017 where it is there, else the embedded calibration images."""
-        if self.models[model].dataset == "coco2017":
-            found = sorted((self.settings.data_dir / "images" / "train2017").glob("*.jpg"))
-            if found:
-                return found[:CALIBRATION_IMAGES]
-        return self._embedded_calibration()
+    def calibration_files(self, model: str, random: bool) -> list[Path]:
+        """Images for int8, of the kind the model was trained on: the embedded ones, or the first 64 of train2017.
+
+        Args:
+            random: random weights detect nothing, so the embedded images serve every model.
+
+        Raises:
+            Missing: COCO's training images are not there.
+        """
+        if random or self.models[model].dataset == "mini":
+            return self._embedded_calibration()
+        folder = self.settings.data_dir / "images" / "train2017"
+        found = sorted(folder.glob("*.jpg"))[:CALIBRATION_IMAGES]
+        if len(found) < CALIBRATION_IMAGES:
+            raise Missing(
+                f"int8 is calibrated on {CALIBRATION_IMAGES} images of train2017, found {len(found)} in {folder}",
+                f"curl -LO {TRAIN_URL} && mkdir -p {folder.parent} && unzip -q train2017.zip -d {folder.parent}",
+            )
+        return found
 
     def _embedded_calibration(self) -> list[Path]:
         files = sorted((EMBEDDED / "data" / "images" / "calibration").glob("*.jpg"))
@@ -390,6 +420,8 @@ class Pipeline:
         needs: list[Callable[[], object]] = [lambda: self._require_engine(cell), lambda: self.dataset(cell.model)]
         if self.settings.onnx is None and self.settings.engine_file is None:
             needs.append(lambda: self.checkpoint(cell.model))
+        if cell.precision == "int8" and self.settings.engine_file is None:
+            needs.append(lambda: self.calibration_files(cell.model, random=False))
         found: list[Missing] = []
         for need in needs:
             try:
@@ -454,7 +486,11 @@ class Pipeline:
         with _given("--engine-file", self.settings.engine_file):
             session = prepared.engine.open(prepared.source, prepared.file.path)
             if prepared.start == "engine file":
-                session.infer(self.timing_images(prepared))
+                try:
+                    session.infer(self.timing_images(prepared))
+                except DetgateError:
+                    session.close()
+                    raise
             return session
 
     # --- figures
@@ -492,12 +528,7 @@ class Pipeline:
             Missing: engine, checkpoint or data are not here.
             InvalidRun: NaN, images lost, or another precision ran than claimed.
         """
-        key = ("accuracy", cell)
-        if key not in self._made:
-            self._made[key] = self._measured(cell, progress)
-        made = self._made[key]
-        assert isinstance(made, AccuracyRun)
-        return made
+        return self._remember(("accuracy", cell), lambda: self._measured(cell, progress))
 
     def _measured(self, cell: Cell, progress: Progress) -> AccuracyRun:
         self.require(cell)
@@ -512,7 +543,7 @@ class Pipeline:
         return AccuracyRun(prepared, dataset, result, evaluate(dataset, result.detections), inspection)
 
     def timing_images(self, prepared: Prepared) -> Images:
-        """One full batch of real photographs, repeated as often as the batch needs."""
+        """One full batch of images, repeated as often as the batch needs."""
         images = self.check_images(prepared.cell.model)
         repeats = -(-prepared.source.batch // len(images))
         return np.ascontiguousarray(np.tile(images, (repeats, 1, 1, 1))[: prepared.source.batch])

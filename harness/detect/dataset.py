@@ -116,7 +116,7 @@ def load_coco(root: Path, name: str) -> Dataset:
         DatasetError: anything in it is absent, empty, malformed or contradictory.
     """
     if not root.exists():
-        raise Missing(f"COCO not found at {root} (from --data-dir or DATASETS_DIR)", _fetch_all(root))
+        raise Missing(f"COCO not found at {root} (from --data-dir or DATASETS_DIR)", fetch_command(root))
     annotation_file, folder = _layout(root)
     raw = _read(annotation_file)
     content = _parse(annotation_file, raw, root)
@@ -157,7 +157,7 @@ def _layout(root: Path) -> tuple[Path, Path]:
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder", "point --data-dir or DATASETS_DIR at COCO's folder")
     if _is_empty(root):
-        raise DatasetError(f"{root} is an empty folder", _fetch_all(root))
+        raise DatasetError(f"{root} is an empty folder", fetch_command(root))
     annotation_file = root / ANNOTATION_FILE
     if not annotation_file.is_file():
         raise DatasetError(f"no annotation file {annotation_file}", _fetch_annotations(root))
@@ -267,7 +267,8 @@ def _content_hash(annotations: bytes, images: Sequence[ImageRecord]) -> str:
     return digest.hexdigest()
 
 
-def _fetch_all(root: Path) -> str:
+def fetch_command(root: Path) -> str:
+    """The command line that fetches COCO val2017, images and annotations, to `root`."""
     return f"{_fetch_images(root)} && {_fetch_annotations(root)}"
 
 

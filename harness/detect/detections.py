@@ -1,17 +1,18 @@
 """Takes decoded boxes of processed images; gives `Detections`: checked columns that are stored and compared bitwise."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.errors import EvaluationError
+from harness.files import write_atomically
 
 _RUN_AGAIN = "run the detector again"
 
@@ -91,14 +92,9 @@ class Detections:
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz to `path`, which holds either its old content or all of the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-        try:
-            with part.open("wb") as file:
-                np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
+        write_atomically(path, content.getvalue())
 
     def identical(self, other: "Detections") -> bool:
         """Whether every column has the same bits in the same order."""

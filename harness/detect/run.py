@@ -12,7 +12,7 @@ import numpy.typing as npt
 from harness.detect.dataset import Dataset, ImageRecord, check_size
 from harness.detect.decode import Boxes, Decoder
 from harness.detect.detections import Detections
-from harness.detect.preprocess import Geometry, preprocess, read_image
+from harness.detect.preprocess import Geometry, preprocess_batch, read_image
 from harness.errors import InvalidRun
 from harness.model.mmdet import InputSpec
 
@@ -74,7 +74,7 @@ def run(
         maps = session.infer(part.images)
         seconds["infer"] += time.perf_counter() - start
         start = time.perf_counter()
-        _require_finite(maps, part)
+        require_finite(maps, [f"{record.id} ({record.path.name})" for record in part.records])
         boxes = decoder.decode(maps, part.geometries)
         found.extend((record.id, one) for record, one in zip(part.records, boxes, strict=True))
         seconds["decode"] += time.perf_counter() - start
@@ -108,22 +108,28 @@ def load_batch(records: Sequence[ImageRecord], input_spec: InputSpec, batch: int
     Raises:
         DatasetError: an image that cannot be read or has another size than its annotation says.
     """
-    images = np.zeros((batch, 3, input_spec.height, input_spec.width), np.float32)
-    geometries = []
-    for row, record in zip(images, records, strict=False):
-        photograph = read_image(record.path)
-        check_size(record, photograph.shape[0], photograph.shape[1])
-        row[:], geometry = preprocess(photograph, input_spec)
-        geometries.append(geometry)
+    photographs = [_read(record) for record in records]
+    out = np.empty((batch, 3, input_spec.height, input_spec.width), np.float32)
+    images, geometries = preprocess_batch(photographs, input_spec, out)
     return Batch(records, images, geometries)
 
 
-def _require_finite(maps: Maps, part: Batch) -> None:
+def _read(record: ImageRecord) -> npt.NDArray[np.uint8]:
+    photograph = read_image(record.path)
+    check_size(record, photograph.shape[0], photograph.shape[1])
+    return photograph
+
+
+def require_finite(maps: Maps, names: Sequence[str]) -> None:
+    """Refuse raw outputs with NaN or Inf for any of the images called `names`; rows behind them are padding.
+
+    Raises:
+        InvalidRun: names the output and the first image.
+    """
     for name, values in maps.items():
-        finite = np.isfinite(values[: len(part.records)]).reshape(len(part.records), -1).all(axis=1)
+        finite = np.isfinite(values[: len(names)]).reshape(len(names), -1).all(axis=1)
         if not finite.all():
-            first = part.records[int(np.flatnonzero(~finite)[0])]
             raise InvalidRun(
-                f"NaN or Inf in raw output '{name}' for image {first.id} ({first.path.name})",
+                f"NaN or Inf in raw output '{name}' for image {names[int(np.flatnonzero(~finite)[0])]}",
                 "the engine overflows or is broken: compare it with fp32, and see which layer exceeds 65504 in fp16",
             )

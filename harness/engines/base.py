@@ -1,5 +1,8 @@
 """Takes nothing; gives the words every engine speaks: Capabilities, Source, Engine, Session, Inspection."""
 
+import functools
+import importlib
+import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,6 +24,29 @@ Maps = dict[str, npt.NDArray[np.float32]]
 
 # Share of the convolutions that must run in the type an engine claims; the rest may be layers a runtime keeps wider.
 NATIVE_SHARE = 0.95
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or the name of an error that has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def import_fault(package: str) -> str | None:
+    """Why a package cannot be used here, None when it can; imports it, for a broken install shows in no other way."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # folders that an uninstalled package left behind have no origin
+        return f"{package} is not installed"
+    return _broken(package)
+
+
+@functools.cache
+def _broken(package: str) -> str | None:
+    """Asked once per process: Python remembers what it has imported, but tries a broken package again each time."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError) as error:  # OSError: a shared library that the package loads itself
+        return f"{package} is installed but cannot be imported: {first_line(error)}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -162,7 +188,6 @@ class Engine(ABC):
 
     name: ClassVar[str]
     file_suffix: ClassVar[str]
-    package: ClassVar[str]
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self.options = dict(options or {})
@@ -205,7 +230,7 @@ class Engine(ABC):
     @property
     def remedy(self) -> str:
         """The command that makes this engine available."""
-        return f"pip install 'detgate[{self.name}]' (in a checkout: pip install -e '.[{self.name}]')"
+        return f"pip install -e '.[{self.name}]'"
 
     def flags(self) -> dict[str, str]:
         """Build flags; part of every engine's cache key."""

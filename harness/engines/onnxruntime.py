@@ -1,7 +1,5 @@
 """Takes an ONNX graph; gives ONNX Runtime: the optimised graph as engine file, run on the CPU or through CUDA."""
 
-import importlib.metadata
-import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.engines.base import (
+    Capabilities,
+    Engine,
+    Images,
+    Inspection,
+    Maps,
+    Session,
+    Source,
+    first_line,
+    import_fault,
+)
 from harness.errors import EngineError, Missing, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +25,11 @@ if TYPE_CHECKING:
     import onnxruntime
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-PACKAGES = ("onnxruntime-gpu", "onnxruntime")
+# Without these, float32 convolutions compute in TF32, and what CUDA has no kernel for moves to the CPU unseen.
+PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
+INSTALL_CUDA = "install the provider's libraries (CUDA, cuDNN), or ask for onnxruntime.provider=cpu"
+DEVICES = {provider: device for device, provider in PROVIDERS.items()}
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -41,7 +53,6 @@ class OnnxRuntime(Engine):
 
     name = "onnxruntime"
     file_suffix = ".onnx"
-    package = "onnxruntime"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -64,25 +75,29 @@ class OnnxRuntime(Engine):
         return chosen
 
     def available(self) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed"
+        wanted = PROVIDERS[self.provider]
+        fault = import_fault("onnxruntime")
+        if fault is not None:
+            return fault
         import onnxruntime
 
-        wanted = PROVIDERS[self.provider]
         present = onnxruntime.get_available_providers()
         return None if wanted in present else f"onnxruntime has no {wanted} (it has {', '.join(present)})"
 
     @property
     def remedy(self) -> str:
-        return "pip uninstall onnxruntime && pip install onnxruntime-gpu" if self.provider == "cuda" else super().remedy
+        return (
+            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu" if self.provider == "cuda" else super().remedy
+        )
 
     def version(self) -> str:
-        for package in PACKAGES:
-            try:
-                return importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        raise Missing("onnxruntime is not installed", self.remedy)
+        # Asked of the module itself: it is published under many names (onnxruntime-gpu, onnxruntime-openvino, ...).
+        fault = import_fault("onnxruntime")
+        if fault is not None:
+            raise Missing(fault, self.remedy)
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
 
     def _options(self) -> "onnxruntime.SessionOptions":
         import onnxruntime
@@ -95,23 +110,27 @@ class OnnxRuntime(Engine):
                 f"--engine-option onnxruntime.threads={threads}: wanted a whole number", "0 means all cores"
             )
         options.intra_op_num_threads = int(threads)
+        if self.provider == "cuda":
+            options.add_session_config_entry(NO_CPU_FALLBACK, "1")
         return options
 
     def _session(self, model: Path, options: "onnxruntime.SessionOptions") -> "onnxruntime.InferenceSession":
         import onnxruntime
 
         wanted = PROVIDERS[self.provider]
+        providers = [(wanted, PROVIDER_OPTIONS[self.provider])]
+        alternative = f"; or {INSTALL_CUDA}" if self.provider == "cuda" else ""
         try:
-            session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
+            session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         except refusals() as error:
             raise EngineError(
-                f"onnxruntime {self.version()} refused {model}: {str(error).splitlines()[0]}",
-                "build it again from a checked graph (remove the file, or leave --engine-file out)",
+                f"onnxruntime {self.version()} refused {model}: {first_line(error)}",
+                f"build it again from a checked graph (remove the file, or leave --engine-file out){alternative}",
             ) from error
         if session.get_providers()[0] != wanted:
             raise EngineError(
                 f"asked for {wanted}, onnxruntime fell back to {', '.join(session.get_providers())}",
-                "install the provider's libraries (CUDA, cuDNN), or ask for onnxruntime.provider=cpu",
+                INSTALL_CUDA,
             )
         return session
 
@@ -156,7 +175,7 @@ class _OnnxRuntimeSession(Session):
             return dict(zip(names, self.session.run(names, {self.source.spec.input.name: images}), strict=True))
         except refusals() as error:
             raise EngineError(
-                f"{self._file} does not take images {images.shape}: {str(error).splitlines()[0]}",
+                f"{self._file} does not take images {images.shape}: {first_line(error)}",
                 "build it for this batch and input size",
             ) from error
 
@@ -180,8 +199,9 @@ class _OnnxRuntimeSession(Session):
     def inspect(self) -> Inspection:
         import onnx
 
+        providers = self.session.get_providers()
         graph = onnx.load(str(self._file)).graph
-        return Inspection(self._device, dict(_convolution_types(graph)))
+        return Inspection(DEVICES[providers[0]], dict(_convolution_types(graph)))
 
     def close(self) -> None:
         self._session = None

@@ -1,14 +1,23 @@
 """Takes an ONNX graph; gives OpenVINO on the CPU: the compiled blob as engine file, and what each node ran in."""
 
 import importlib.metadata
-import importlib.util
 import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.engines.base import (
+    Capabilities,
+    Engine,
+    Images,
+    Inspection,
+    Maps,
+    Session,
+    Source,
+    first_line,
+    import_fault,
+)
 from harness.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +32,6 @@ class OpenVino(Engine):
 
     name = "openvino"
     file_suffix = ".blob"
-    package = "openvino"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -36,7 +44,7 @@ class OpenVino(Engine):
         )
 
     def available(self) -> str | None:
-        return None if importlib.util.find_spec("openvino") else "openvino is not installed"
+        return import_fault("openvino")
 
     def version(self) -> str:
         return importlib.metadata.version("openvino")
@@ -57,7 +65,7 @@ class OpenVino(Engine):
             compiled = core.compile_model(core.read_model(str(source.graph)), "CPU", self._config())
         except RuntimeError as error:
             raise EngineError(
-                f"openvino {self.version()} refused {source.graph}: {str(error).strip().splitlines()[0]}",
+                f"openvino {self.version()} refused {source.graph}: {first_line(error)}",
                 "check the graph with onnx.checker; see which operator the message names",
             ) from error
         blob = compiled.export_model()
@@ -70,7 +78,7 @@ class OpenVino(Engine):
             compiled = openvino.Core().import_model(io.BytesIO(file.read_bytes()), "CPU", self._config())
         except (RuntimeError, OSError) as error:
             raise EngineError(
-                f"openvino {self.version()} cannot open {file}: {str(error).strip().splitlines()[0]}",
+                f"openvino {self.version()} cannot open {file}: {first_line(error)}",
                 "build it again: the file is damaged or of another version (remove it, or leave --engine-file out)",
             ) from error
         return _OpenVinoSession(source, compiled)
@@ -95,14 +103,20 @@ class _OpenVinoSession(Session):
             request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
         except RuntimeError as error:
             raise EngineError(
-                f"the engine does not take images {images.shape}: {str(error).strip().splitlines()[0]}",
+                f"the engine does not take images {images.shape}: {first_line(error)}",
                 "build it for this batch and input size",
             ) from error
         return request
 
     def _infer(self, images: Images) -> Maps:
         request = self._request(images)
-        request.infer()
+        try:
+            request.infer()
+        except RuntimeError as error:
+            raise EngineError(
+                f"openvino failed on images {images.shape}: {first_line(error)}",
+                "see which operator the message names; leave more memory, or set a smaller --batch-size",
+            ) from error
         outputs = {name: port for port in self.compiled.outputs for name in port.get_names()}
         missing = [name for name in self.source.shapes if name not in outputs]
         if missing:

@@ -1,13 +1,12 @@
 """Takes a model file and weights; gives torch eager on the CPU, the reference every other engine is held to."""
 
 import importlib.metadata
-import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source, import_fault
 from harness.errors import EngineError
 from harness.model.export import raw_maps, run_module
 from harness.model.mmdet import describe_head, load_config, load_module
@@ -23,14 +22,17 @@ class Torch(Engine):
 
     name = "torch"
     file_suffix = ".pth"
-    package = "torch"
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(computes={"fp32": "fp32"}, source="module", device="cpu")
 
     def available(self) -> str | None:
-        return None if importlib.util.find_spec("torch") else "torch is not installed"
+        return import_fault("torch")
+
+    @property
+    def remedy(self) -> str:
+        return "pip install -e ."
 
     def version(self) -> str:
         return importlib.metadata.version("torch")

@@ -1,5 +1,6 @@
 """Takes COCO metrics and what is expected of the cell; gives one verdict per metric, and the run's integrity."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,9 +47,14 @@ def judge(cell: str, metric: Metric, figure: float, expected: Expectation, rerun
 
     Args:
         rerun: the command that repeats this cell.
+
+    Raises:
+        InvalidRun: the figure is not a number.
     """
     wanted, tolerance = expected.of(metric), expected.tolerance
     gap = round(figure - wanted, 9)  # 0.331 - 0.333 is a little under -0.002 in binary
+    if not math.isfinite(figure):
+        raise InvalidRun(f"{cell}: {metric} is {figure}", "the evaluation failed: report the detections that led to it")
     facts = f"{figure:.4f}, expected {wanted:.4f} ({expected.source}), tolerance {tolerance:g}"
     if gap < -tolerance:
         status, reason, remedy = Status.REGRESSED, f"{facts}: {-gap:.4f} lower", rerun

@@ -3,17 +3,18 @@
 import datetime
 import getpass
 import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import BaselineError, SpecError
+from harness.files import write_atomically
 from harness.model.registry import Fraction, Precision, first_fault, read_json
 
 SPEED_TOLERANCE = 0.05
+# Stands in the commands that messages print; not a reason.
+PLACEHOLDER = "WHY"
 
 
 class _Strict(BaseModel):
@@ -53,16 +54,31 @@ class Accuracy(AccuracyKey):
         return AccuracyKey(precision=self.precision, dataset=self.dataset, weights=self.weights)
 
 
+class SpeedKey(NamedTuple):
+    """What a recorded speed holds for: exactly this cell, batch, device and engine options."""
+
+    cell: str
+    batch: int
+    fingerprint: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
 class Speed(_Strict):
     """A recorded speed: holds on the same device fingerprint, for the same batch, only."""
 
     cell: str
     batch: int = Field(ge=1)
     fingerprint: str = Field(min_length=8)
+    options: dict[str, str] = Field(default_factory=dict, description="engine options (provider, threads) it ran with")
     device: dict[str, Any]
     fps: Annotated[float, Field(gt=0.0)]
     tolerance: float = Field(ge=0.01, le=0.5, description="fraction of FPS")
     accepted: Acceptance
+
+    @property
+    def key(self) -> SpeedKey:
+        """What it holds for."""
+        return SpeedKey(self.cell, self.batch, self.fingerprint, tuple(sorted(self.options.items())))
 
 
 class Recorded(_Strict):
@@ -76,7 +92,7 @@ class Recorded(_Strict):
     @model_validator(mode="after")
     def _unambiguous(self) -> Self:
         accuracy = [tuple(entry.key) for entry in self.accuracy]
-        speed = [(entry.cell, entry.batch, entry.fingerprint) for entry in self.speed]
+        speed = [entry.key for entry in self.speed]
         if len(set(accuracy)) < len(accuracy) or len(set(speed)) < len(speed):
             raise ValueError("two entries hold for the same run; keep one")
         return self
@@ -85,14 +101,14 @@ class Recorded(_Strict):
         """The accepted accuracy for exactly this precision, data set and weights."""
         return next((entry for entry in self.accuracy if entry.key == key), None)
 
-    def find_speed(self, cell: str, batch: int, fingerprint: str) -> Speed | None:
-        """The accepted speed for exactly this cell, batch and device."""
-        wanted = (cell, batch, fingerprint)
-        return next((e for e in self.speed if (e.cell, e.batch, e.fingerprint) == wanted), None)
+    def find_speed(self, key: SpeedKey) -> Speed | None:
+        """The accepted speed for exactly this cell, batch, device and engine options."""
+        return next((entry for entry in self.speed if entry.key == key), None)
 
-    def other_speed(self, cell: str) -> Speed | None:
-        """An accepted speed of the cell on another device or batch, for information."""
-        return next((entry for entry in self.speed if entry.cell == cell), None)
+    def speed_elsewhere(self, key: SpeedKey) -> Speed | None:
+        """An accepted speed of the same cell, batch and options on another device, for information."""
+        same = (entry for entry in self.speed if entry.key._replace(fingerprint=key.fingerprint) == key)
+        return next((entry for entry in same if entry.fingerprint != key.fingerprint), None)
 
 
 class Proposal(_Strict):
@@ -127,9 +143,13 @@ def load_recorded(baselines: Path, model: str) -> Recorded:
 
 
 def write_proposal(directory: Path, model: str, cells: dict[str, dict[str, Any]]) -> Path:
-    """Write the figures of cells without a baseline; nothing is accepted by this."""
+    """Write the figures of scored cells beside those proposed before; nothing is accepted by this."""
     path = directory / f"{model}.json"
-    _write(path, {"schema": 1, "model": model, "accuracy": cells})
+    try:
+        older = load_proposal(path).accuracy
+    except BaselineError:  # none yet, or of another version
+        older = {}
+    _write(path, {"schema": 1, "model": model, "accuracy": older | cells})
     return path
 
 
@@ -156,9 +176,10 @@ def acceptance(cell: str, reason: str, previous: dict[str, float] | None) -> Acc
     Raises:
         BaselineError: the reason is empty.
     """
-    if not reason.strip():
+    if reason.strip() in ("", PLACEHOLDER):
         raise BaselineError(
-            "--reason is empty", 'say why the figure is right, e.g. --reason "first run, checked by hand"'
+            f"--reason '{reason}' says nothing",
+            'say why the figure is right, e.g. --reason "first run, checked by hand"',
         )
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Acceptance(by=_user(), when=now, reason=reason.strip(), cell=cell, previous=previous)
@@ -193,21 +214,30 @@ def accept_accuracy(baselines: Path, model: str, cell: str, figures: dict[str, A
     return entry
 
 
-def accept_speed(baselines: Path, model: str, figures: dict[str, Any], reason: str) -> Speed:
+def accept_speed(baselines: Path, model: str, figures: dict[str, Any], uncertainty: float | None, reason: str) -> Speed:
     """Record a measured speed, replacing the entry for the same cell, batch and device.
 
     Args:
-        figures: cell, batch, fingerprint, device, fps.
+        figures: cell, batch, fingerprint, options, device, fps.
+        uncertainty: half-width of the median's 95 % interval, as a fraction of it.
+
+    Raises:
+        BaselineError: the measurement was too noisy to be judged by, or the reason is empty.
     """
+    if uncertainty is None or uncertainty > SPEED_TOLERANCE / 2:
+        known = "unknown" if uncertainty is None else f"±{uncertainty:.1%}"
+        raise BaselineError(
+            f"the uncertainty of {figures['cell']}'s median is {known}, wanted at most ±{SPEED_TOLERANCE / 2:.1%}: "
+            "later runs could not be judged by it",
+            "measure again on an idle machine, then accept",
+        )
     recorded = load_recorded(baselines, model)
-    identity = (figures["cell"], figures["batch"], figures["fingerprint"])
-    old = recorded.find_speed(*identity)
-    entry = Speed(
-        **figures,
-        tolerance=SPEED_TOLERANCE,
-        accepted=acceptance(figures["cell"], reason, {"fps": old.fps} if old else None),
-    )
-    others = tuple(e for e in recorded.speed if (e.cell, e.batch, e.fingerprint) != identity)
+    entry = Speed(**figures, tolerance=SPEED_TOLERANCE, accepted=acceptance(figures["cell"], reason, None))
+    old = recorded.find_speed(entry.key)
+    if old is not None:
+        previous = {"fps": old.fps}
+        entry = entry.model_copy(update={"accepted": entry.accepted.model_copy(update={"previous": previous})})
+    others = tuple(other for other in recorded.speed if other.key != entry.key)
     _save(baselines, recorded.model_copy(update={"speed": (*others, entry)}))
     return entry
 
@@ -219,9 +249,6 @@ def _save(baselines: Path, recorded: Recorded) -> None:
 
 def _write(path: Path, data: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as out:
-            out.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-        os.replace(out.name, path)
+        write_atomically(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise BaselineError(f"cannot write {path}: {error.strerror}", "make the directory writable") from error

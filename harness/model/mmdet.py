@@ -133,16 +133,20 @@ def load_config(spec: ModelSpec, beside: Path | None = None) -> "Config":
 
 
 def describe_input(spec: ModelSpec, config: "Config") -> InputSpec:
-    """Input size and resize rule from the model file, normalisation from the config."""
-    prep = config.model.data_preprocessor
-    return InputSpec(
-        spec.input.height,
-        spec.input.width,
-        spec.input.keep_ratio,
-        mean=_triple(prep.mean),
-        std=_triple(prep.std),
-        to_rgb=bool(prep.get("bgr_to_rgb", False)),
-    )
+    """Input size and resize rule from the model file, normalisation from the config.
+
+    Raises:
+        SpecError: the config says nothing, or something else, of the normalisation.
+    """
+    try:
+        prep = config.model.data_preprocessor
+        mean, std, to_rgb = _triple(prep.mean), _triple(prep.std), bool(prep.get("bgr_to_rgb", False))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SpecError(
+            f"model '{spec.name}': wanted model.data_preprocessor with mean and std of three channels: {error}",
+            f"choose a detector's config, or mend 'overrides'; found in {spec.config}",
+        ) from error
+    return InputSpec(spec.input.height, spec.input.width, spec.input.keep_ratio, mean, std, to_rgb)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -49,6 +49,8 @@ def first_shift(reference: Outputs, outputs: Outputs, bound: float) -> Shift | N
     for name, wanted in reference.items():
         if wanted.shape != outputs[name].shape:
             return Shift(name, f"shape {wanted.shape}", f"shape {outputs[name].shape}")
+        if not np.isfinite(wanted).all():
+            return Shift(name, "finite values to compare with", "NaN or Inf in the reference")
         if not np.isfinite(outputs[name]).all():
             return Shift(name, "finite values", "NaN or Inf")
     worst = deviations(reference, outputs)[0]

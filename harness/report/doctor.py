@@ -7,9 +7,14 @@ import tempfile
 from pathlib import Path
 
 from harness import cache
+from harness.detect.dataset import fetch_command
 from harness.engines.table import ENGINES, get_engine
 from harness.environment import collect
+from harness.errors import CheckpointError, Missing
+from harness.model.checkpoint import find
 from harness.model.mmdet import INSTALL_MMDET
+from harness.model.registry import ModelSpec, load_models
+from harness.pipeline import EMBEDDED
 
 PACKAGES = {
     "torch": "make setup",
@@ -50,13 +55,26 @@ def report() -> tuple[list[str], bool]:
 
 
 def _places() -> list[str]:
-    """Cache, checkpoints and COCO: where they are looked for, and whether they are there."""
+    """Cache, checkpoints and COCO: where they are looked for, whether they are there, and what fetches them."""
     directory = cache.default_directory()
     places = [f"cache        {directory}{'' if _writable(directory) else ': NOT writable, set DETGATE_CACHE'}"]
     checkpoints = Path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints")
     places.append(f"checkpoints  {checkpoints}{'' if checkpoints.is_dir() else ': not there (--checkpoints DIR)'}")
+    folders = [checkpoints, directory / "checkpoints"]
+    places += [f"             {_checkpoint(spec, folders)}" for spec in load_models().values()]
     data = Path(os.environ.get("DATASETS_DIR") or "coco")
-    return [*places, f"COCO         {data}{'' if data.is_dir() else ': not there (--data-dir DIR)'}"]
+    missing = f": not there (--data-dir DIR). mend it: {fetch_command(data)}"
+    return [*places, f"COCO         {data}{'' if data.is_dir() else missing}"]
+
+
+def _checkpoint(spec: ModelSpec, folders: list[Path]) -> str:
+    embedded = [EMBEDDED / "weights"] if spec.dataset == "mini" else []
+    try:
+        return f"{spec.name} {find(spec, [*embedded, *folders]).path}"
+    except Missing as missing:
+        return f"{spec.name} not there. mend it: {missing.remedy}"
+    except CheckpointError as error:
+        return f"{spec.name} {error.cause}. mend it: {error.remedy}"
 
 
 def _writable(directory: Path) -> bool:

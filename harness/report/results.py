@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.environment import collect
 from harness.errors import ResultsError
+from harness.files import write_atomically
 from harness.judge.speed import uncertainty
 from harness.judge.verdict import Status, Verdict, gravest
 from harness.measure.throughput import Throughput
@@ -27,6 +27,16 @@ PROPOSAL = "proposal"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvironmentResult(_Strict):
+    """Where the cells were measured; the fields of `harness.environment.Environment`."""
+
+    python: str
+    platform: str
+    versions: dict[str, str]
+    device: dict[str, str | int | float | None]
+    fingerprint: str = Field(min_length=1, description="stands for `device`: equal exactly where the device is")
 
 
 class DatasetResult(_Strict):
@@ -94,6 +104,7 @@ class CellResult(_Strict):
     start: Literal["checkpoint", "random weights", "onnx file", "engine file"] | None = None
     precision_ran: str | None = None
     device: str | None = None
+    options: dict[str, str] = Field(default_factory=dict, description="engine options it ran with")
     dataset: DatasetResult | None = None
     artifacts: Artifacts = Field(default_factory=Artifacts)
     accuracy: AccuracyResult | None = None
@@ -109,7 +120,7 @@ class Results(_Strict):
     """`results.json`."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    environment: dict[str, Any]
+    environment: EnvironmentResult
     cells: tuple[CellResult, ...]
 
 
@@ -148,6 +159,7 @@ def cell_facts(prepared: Prepared, precision_ran: str, device: str) -> dict[str,
         "start": prepared.start,
         "precision_ran": precision_ran,
         "device": device,
+        "options": prepared.engine.flags(),
         "artifacts": prepared.artifacts,
     }
 
@@ -246,7 +258,7 @@ def load(path: Path) -> Results:
         raise ResultsError(
             f"cannot read {path}: {error.strerror}", "run pytest first, or name its --results"
         ) from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} is not valid JSON: {error}", f"rm {path}; the next run writes it again") from error
     except ValidationError as error:
         raise ResultsError(
@@ -263,7 +275,7 @@ def save(path: Path, cells: list[CellResult]) -> Results:
     Raises:
         ResultsError: the file cannot be written.
     """
-    environment = collect().as_json()
+    environment = EnvironmentResult(**collect().as_json())
     old = _previous(path, environment)
     fresh = {cell.id: _merged(old.get(cell.id), cell) for cell in cells}
     results = Results(schema=1, environment=environment, cells=tuple((old | fresh).values()))
@@ -286,7 +298,7 @@ def require_writable(path: Path) -> None:
         raise _unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _previous(path: Path, environment: dict[str, Any]) -> dict[str, CellResult]:
+def _previous(path: Path, environment: EnvironmentResult) -> dict[str, CellResult]:
     if not path.exists():
         return {}
     try:
@@ -313,10 +325,7 @@ def _merged(old: CellResult | None, new: CellResult) -> CellResult:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8", suffix=".tmp") as out:
-            out.write(text + "\n")
-        os.replace(out.name, path)
+        write_atomically(path, text + "\n")
     except OSError as error:
         raise _unwritable(path, error) from error
 

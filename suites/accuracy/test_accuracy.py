@@ -26,8 +26,8 @@ def test_map(
     recorded = baseline.load_recorded(pipeline.settings.baselines, cell.model)
     expected = accuracy.expectation(spec, cell.precision, data.full_val2017, key, recorded)
     figure, facts = float(getattr(metrics, metric)), accuracy_facts(accuracy_run)
+    facts[PROPOSAL] = accuracy.proposal(key, data.name, metrics.images, metrics.map_50_95, metrics.map_50)
     if expected is None:
-        facts[PROPOSAL] = accuracy.proposal(key, data.name, metrics.images, metrics.map_50_95, metrics.map_50)
         accept = commands.accept(pytestconfig, cell)
         conclude(accuracy.no_baseline(cell.id, metric, figure, f"{data.name}, {metrics.images} images", accept), facts)
     else:

@@ -24,12 +24,14 @@ def test_fps(
 ) -> None:
     prepared, environment = opened.prepared, collect()
     recorded = baseline.load_recorded(pipeline.settings.baselines, cell.model)
-    accepted = recorded.find_speed(cell.id, prepared.source.batch, environment.fingerprint)
+    options = tuple(sorted(prepared.engine.flags().items()))
+    key = baseline.SpeedKey(cell.id, prepared.source.batch, environment.fingerprint, options)
+    accepted = recorded.find_speed(key)
     measured = time_cell(benchmark, opened, pipeline.timing_images(prepared), accepted)
     context = speed.Context(
         notes=speed.notes(
             prepared.start == "random weights",
-            recorded.other_speed(cell.id),
+            recorded.speed_elsewhere(key),
             measured,
             lambda other: differences(other, environment.device),
         ),

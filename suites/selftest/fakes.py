@@ -76,7 +76,6 @@ class FakeEngine(Engine):
 
     name = NAME
     file_suffix = ".fake"
-    package = "detgate"
 
     @property
     def capabilities(self) -> Capabilities:

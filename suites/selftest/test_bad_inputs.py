@@ -669,7 +669,7 @@ PROPOSALS = {
     "empty reason": (
         {"schema": 1, "model": MODEL, "accuracy": {"cell": PROPOSED}},
         " ",
-        "--reason is empty",
+        "says nothing",
         "--reason",
     ),
     "no figures": ({"schema": 1, "model": MODEL, "accuracy": {"cell": FIGURES}}, "x", "is incomplete", "pytest -m"),

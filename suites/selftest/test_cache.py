@@ -1,11 +1,13 @@
 """Each step's output is made once over all processes, whole or not at all, and kept under what it depends on."""
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "file gone": lambda path: path.unlink(),
     "file cut short": _cut,
     "file empty": lambda path: path.write_bytes(b""),
+    "file changed": lambda path: path.write_bytes(bytes(reversed(path.read_bytes()))),
     "record gone": lambda path: (path.parent / ENTRY_FILE).unlink(),
     "record cut short": lambda path: _cut(path.parent / ENTRY_FILE),
     "record empty": lambda path: (path.parent / ENTRY_FILE).write_text(""),
@@ -236,7 +239,47 @@ def test_a_damaged_entry_does_not_stop_the_list(cache: Cache, damage: str) -> No
     assert "whole" in [entry.inputs.get("weights") for entry in cache.entries()]
 
 
+def test_a_file_that_changes_after_it_was_found_is_made_again(cache: Cache) -> None:
+    path = [artifact(cache, Maker()) for _ in range(2)][-1]
+    path.write_text("CONTENT")
+    os.utime(path, (0, 0))
+    assert artifact(cache, Maker()).read_text() == "content"
+
+
+def test_a_found_file_is_hashed_once_in_a_process(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr("harness.cache.sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    paths = [artifact(Cache(cache.directory), Maker()) for _ in range(4)]
+    assert hashed.count(paths[0]) == 1
+
+
 # --- places
+
+
+@pytest.fixture
+def shared_umask() -> Iterator[None]:
+    """Files that are made now are readable by everybody."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("shared_umask")
+def test_an_entry_can_be_read_by_whom_the_umask_allows(cache: Cache) -> None:
+    folder = artifact(cache, Maker()).parent
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / ENTRY_FILE)] == [0o755, 0o644]
+
+
+def _read_only(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_an_entry_of_a_read_only_cache_is_found(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact(cache, Maker())
+    monkeypatch.setattr(os, "utime", _read_only)
+    again = Maker()
+    artifact(cache, again)
+    assert again.calls == 0
 
 
 def test_a_cache_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -245,12 +288,19 @@ def test_a_cache_below_a_file_is_refused(tmp_path: Path) -> None:
         artifact(Cache(tmp_path / "file" / "cache"), Maker())
 
 
-def test_a_full_disk_is_the_caches_error(cache: Cache) -> None:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS], ids=errno.errorcode.get)
+def test_a_maker_that_finds_no_room_or_no_leave_meets_the_caches_error(cache: Cache, code: int) -> None:
     def make(_target: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
-    with pytest.raises(CacheError, match="No space left on device"):
+    with pytest.raises(CacheError, match=os.strerror(code)):
         artifact(cache, make)
+    assert leftovers(cache) == []
+
+
+def test_an_input_file_that_the_maker_misses_is_not_the_caches_error(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        artifact(cache, lambda target: target.write_bytes((tmp_path / "absent").read_bytes()) and None)
     assert leftovers(cache) == []
 
 

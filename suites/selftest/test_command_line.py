@@ -1,7 +1,9 @@
 """`python -m harness COMMAND`: what each command prints, writes and exits with; `list` loads nothing heavy."""
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 
 from harness.__main__ import main
 from harness.cache import Cache
+from harness.detect.dataset import fetch_command
 from harness.engines.table import ENGINES
 from harness.environment import collect
-from harness.judge.baseline import load_recorded
+from harness.judge.baseline import SpeedKey, load_recorded
 from harness.model.registry import SCHEMA_FILE, SHIPPED_BASELINES, load_models
 from harness.report import doctor, results
 from suites.selftest.conftest import Command
@@ -127,6 +130,70 @@ def test_doctor_sees_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPa
     assert f"cache        {tmp_path}/file/cache: NOT writable, set DETGATE_CACHE" in lines
 
 
+BROKEN = """
+import sys
+from harness.__main__ import main
+
+sys.path.insert(0, sys.argv[1])
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def broken_engines(tmp_path_factory: pytest.TempPathFactory, python_command: Command) -> str:
+    """What doctor says where every engine's package is there but cannot be imported."""
+    packages = tmp_path_factory.mktemp("packages")
+    for name in ENGINES:
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").write_text(f'raise ImportError("lib{name}.so: no such file\\nwhich is sad")')
+    outcome = python_command("-c", BROKEN, packages)
+    assert (outcome.returncode, outcome.stderr) == (1, "")
+    return outcome.stdout
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_doctor_names_what_keeps_an_installed_engine_from_being_imported(broken_engines: str, name: str) -> None:
+    reason = f"{name} is installed but cannot be imported: lib{name}.so: no such file. mend it: pip install"
+    assert f"engine       {name} missing: {reason}" in broken_engines
+
+
+def test_doctor_names_the_command_that_fetches_coco(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path / "absent"))
+    lines, _ = doctor.report()
+    assert lines[-1].endswith(f"mend it: {fetch_command(tmp_path / 'absent')}")
+
+
+@pytest.mark.parametrize("model", ["pisa", "paa"])
+def test_doctor_names_the_command_that_fetches_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str
+) -> None:
+    monkeypatch.setenv("CHECKPOINTS_DIR", str(tmp_path))
+    monkeypatch.setenv("DETGATE_CACHE", str(tmp_path / "cache"))
+    source = load_models()[model].checkpoint
+    lines, _ = doctor.report()
+    fetch = f"curl -fL --create-dirs -o {tmp_path / source.file} {source.url}"
+    assert f"{'':<13}{model} not there. mend it: {fetch}" in lines
+
+
+def test_doctor_names_what_replaces_a_damaged_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / load_models()["pisa"].checkpoint.file
+    path.write_bytes(b"half")
+    monkeypatch.setenv("CHECKPOINTS_DIR", str(tmp_path))
+    lines, _ = doctor.report()
+    assert [line for line in lines if "truncated, or another file. mend it: rm " in line]
+
+
+@pytest.mark.parametrize("model", ["pisa-mini", "paa-mini"])
+def test_doctor_finds_the_embedded_checkpoints(model: str) -> None:
+    lines, _ = doctor.report()
+    assert [line for line in lines if line.startswith(f"{'':<13}{model} ") and line.endswith(".pth")]
+
+
+def test_doctor_fills_one_screen() -> None:
+    lines, _ = doctor.report()
+    assert len(lines) <= 24
+
+
 @pytest.mark.parametrize(
     ("variable", "start", "option"),
     [("CHECKPOINTS_DIR", "checkpoints", "--checkpoints"), ("DATASETS_DIR", "COCO", "--data-dir")],
@@ -136,7 +203,7 @@ def test_doctor_looks_where_the_environment_says(
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "absent"))
     lines, _ = doctor.report()
-    assert f"{start:<12} {tmp_path}/absent: not there ({option} DIR)" in lines
+    assert [line for line in lines if line.startswith(f"{start:<12} {tmp_path}/absent: not there ({option} DIR)")]
 
 
 # --- schema
@@ -218,8 +285,9 @@ def propose(folder: Path, **figures: Any) -> None:
 def measure(folder: Path, fps: float | None, **environment: Any) -> None:
     """What a run measured of `CELL`'s speed."""
     speed = {"latency_ms": None, "cv": None, "status": "RECORDED", "expected": None, "tolerance": None, "reason": ""}
+    speed |= {"uncertainty": 0.01}
     parts = {"id": CELL, "model": "pisa-mini", "precision": "fp32", "engine": "onnxruntime", "batch": 8}
-    environment = {"fingerprint": "0123456789ab", "device": {"cpu": "EPYC"}} | environment
+    environment = collect().as_json() | {"fingerprint": "0123456789ab", "device": {"cpu": "EPYC"}} | environment
     content = {"schema": 1, "environment": environment, "cells": [parts | {"performance": speed | {"fps": fps}}]}
     (folder / "results.json").write_text(json.dumps(content))
 
@@ -237,6 +305,18 @@ def test_an_accepted_accuracy_is_recorded(
     propose(tmp_path)
     assert said(capsys, *accept) == "accepted pisa-mini fp32: AP 0.4000, AP50 0.6000\n"
     assert [entry.map_50_95 for entry in load_recorded(baselines, "pisa-mini").accuracy] == [0.4]
+
+
+def test_an_accepted_figure_can_be_read_by_whom_the_umask_allows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, baselines: Path, accept: list[object]
+) -> None:
+    propose(tmp_path)
+    before = os.umask(0o022)
+    try:
+        said(capsys, *accept)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((baselines / "recorded" / "pisa-mini.json").stat().st_mode) == 0o644
 
 
 def test_an_acceptance_says_who_when_and_why(
@@ -277,7 +357,7 @@ def test_an_accepted_speed_is_recorded_for_its_device_and_batch(
 ) -> None:
     measure(tmp_path, fps=100.0)
     assert said(capsys, *accept, "--speed") == f"accepted {CELL}: 100.00 FPS at batch 8, tolerance 5%\n"
-    found = load_recorded(baselines, "pisa-mini").find_speed(CELL, 8, "0123456789ab")
+    found = load_recorded(baselines, "pisa-mini").find_speed(SpeedKey(CELL, 8, "0123456789ab"))
     assert found is not None
     assert found.device == {"cpu": "EPYC"}
 
@@ -317,7 +397,36 @@ def test_a_cell_without_speed_has_none_to_accept(
     assert f"has no speed of cell '{CELL}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("field", ["fingerprint", "device"])
+def test_a_speed_of_an_unknown_device_is_not_accepted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, accept: list[object], field: str
+) -> None:
+    measure(tmp_path, fps=100.0)
+    content = json.loads((tmp_path / "results.json").read_text())
+    del content["environment"][field]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert main([*map(str, accept), "--speed"]) == 4
+    assert f"key 'environment.{field}': Field required" in capsys.readouterr().err
+
+
 # --- errors
+
+
+def _divides(*_: object) -> None:
+    raise ZeroDivisionError("of ours")
+
+
+def test_a_fault_of_detgate_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "report", _divides)
+    assert main(["doctor"]) == 3
+
+
+def test_a_fault_of_detgate_says_so_below_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "report", _divides)
+    main(["doctor"])
+    assert capsys.readouterr().err.endswith("ZeroDivisionError: of ours\nthis is a fault of detgate\n")
 
 
 def test_an_error_is_two_lines_on_stderr(capsys: pytest.CaptureFixture[str], accept: list[object]) -> None:

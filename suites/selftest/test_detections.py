@@ -113,6 +113,13 @@ def test_saving_leaves_nothing_but_the_file(detections: Detections, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["detections.npz"]
 
 
+def test_a_save_that_cannot_be_put_in_place_leaves_no_litter(detections: Detections, tmp_path: Path) -> None:
+    (tmp_path / "detections.npz").mkdir()
+    with pytest.raises(IsADirectoryError):
+        detections.save(tmp_path / "detections.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["detections.npz"]
+
+
 def test_a_failed_save_keeps_the_old_file(
     detections: Detections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

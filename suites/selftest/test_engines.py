@@ -5,15 +5,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from harness.engines import ENGINES, Engine, Inspection, Session, get_engine, onnxruntime, openvino, torch
+from harness.engines import ENGINES, Engine, Inspection, Session, base, get_engine, onnxruntime, openvino, torch
 from harness.engines.base import Images, Maps
 from harness.engines.table import parse_options
 from harness.errors import CheckpointError, DetgateError, EngineError, InvalidRun, Missing, UsageError
@@ -141,7 +144,11 @@ def test_a_prepared_call_can_be_timed(session: Session, images: Images) -> None:
     assert [second > 0 for second in seconds] == [True, True]
 
 
-@pytest.mark.parametrize("use", [lambda s, x: s.infer(x), lambda s, x: s.prepare(x)], ids=["infer", "prepare"])
+@pytest.mark.parametrize(
+    "use",
+    [lambda s, x: s.infer(x), lambda s, x: s.prepare(x), lambda s, _: s.inspect()],
+    ids=["infer", "prepare", "inspect"],
+)
 def test_a_closed_session_refuses(session: Session, images: Images, use: Callable[[Session, Images], object]) -> None:
     with session as entered:
         assert entered is session
@@ -201,6 +208,21 @@ def test_an_engine_of_another_batch_is_refused(pipeline: Pipeline, images: Image
         pytest.raises(EngineError, match="does not take images"),
     ):
         session.infer(np.concatenate([images, images]))
+
+
+def test_what_openvino_refuses_while_it_runs_is_an_error_of_the_engine(
+    pipeline: Pipeline, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("\nout of memory\nin node 7")
+
+    prepared = prepared_fp32(pipeline, "openvino")
+    monkeypatch.setattr(openvino._OpenVinoSession, "_request", lambda *_: SimpleNamespace(infer=fails))
+    with (
+        prepared.engine.open(prepared.source, prepared.file.path) as session,
+        pytest.raises(EngineError, match=r"openvino failed on images .*: out of memory"),
+    ):
+        session.infer(images)
 
 
 @pytest.mark.parametrize("name", GRAPH_ENGINES)
@@ -298,11 +320,53 @@ def test_an_engine_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_the_remedy_of_an_engine_is_one_command(name: str) -> None:
-    assert get_engine(name).remedy.startswith(f"pip install 'detgate[{name}]'")
+    assert re.fullmatch(rf"pip install -e ('\.\[{name}\]'|\.)", get_engine(name).remedy)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_the_folder_that_an_uninstalled_package_left_is_no_engine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: ModuleSpec(package, None, is_package=True))
+    assert get_engine(name).available() == f"{name} is not installed"
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `brokenruntime` that cannot be imported and notes every attempt in the returned file."""
+    attempts = tmp_path / "attempts"
+    count = f"with open({str(attempts)!r}, 'a') as file: file.write('x')"
+    program = f"{count}\nraise OSError('libbroken.so: cannot open\\nat all')"
+    (tmp_path / "brokenruntime.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    base._broken.cache_clear()
+    return attempts
+
+
+def test_a_package_that_cannot_be_imported_gives_the_first_line_of_its_error(broken: Path) -> None:
+    wanted = "brokenruntime is installed but cannot be imported: libbroken.so: cannot open"
+    assert base.import_fault("brokenruntime") == wanted
+
+
+def test_a_package_that_cannot_be_imported_is_tried_once(broken: Path) -> None:
+    for _ in range(3):
+        base.import_fault("brokenruntime")
+    assert broken.read_text() == "x"
+
+
+def test_an_error_without_text_is_called_by_its_name() -> None:
+    assert base.first_line(ImportError()) == "ImportError"
+
+
+def test_onnxruntime_knows_its_version_under_whatever_name_it_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    assert re.match(r"\d+\.\d+", get_engine("onnxruntime").version())
+
+
+def absent(name: str) -> None:
+    raise PackageNotFoundError(name)
 
 
 def test_a_version_that_cannot_be_found_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "PACKAGES", ("no-such-name",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(Missing, match="onnxruntime is not installed"):
         get_engine("onnxruntime").version()
 
@@ -348,8 +412,46 @@ def test_a_cell_whose_provider_is_not_there_is_missing(cuda: Engine, pipeline: P
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
 def test_a_provider_that_is_not_there_is_no_silent_fallback(cuda: Engine, pipeline: Pipeline) -> None:
     prepared = prepared_fp32(pipeline, "onnxruntime")
-    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, onnxruntime fell back to CPUExecution"):
+    with pytest.raises(EngineError, match="fallback to CPU EP has been explicitly disabled") as caught:
         cuda.open(prepared.source, prepared.file.path)
+    assert "CUDA, cuDNN" in caught.value.remedy
+
+
+def test_a_session_on_another_provider_than_asked_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
+) -> None:
+    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, onnxruntime fell back to CPUExecution"):
+        asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), "cuda", gets="CPUExecutionProvider")
+
+
+def asked_for(
+    monkeypatch: pytest.MonkeyPatch, prepared: Prepared, provider: str, gets: str | None = None
+) -> SimpleNamespace:
+    """What ONNX Runtime is asked for when the engine is opened on that provider, or gets another."""
+    asked = SimpleNamespace()
+
+    def session(_model: str, options: Any, providers: list[Any]) -> SimpleNamespace:
+        vars(asked).update(options=options, providers=providers)
+        return SimpleNamespace(get_providers=lambda: [gets or providers[0][0]])
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    get_engine("onnxruntime", {"provider": provider}).open(prepared.source, prepared.file.path)
+    return asked
+
+
+def test_on_cuda_no_node_may_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
+    asked = asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), "cuda")
+    assert asked.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+@pytest.mark.parametrize(
+    ("provider", "wanted"),
+    [("cuda", ("CUDAExecutionProvider", {"use_tf32": "0"})), ("cpu", ("CPUExecutionProvider", {}))],
+)
+def test_on_cuda_fp32_is_not_tf32(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, provider: str, wanted: tuple[str, dict[str, str]]
+) -> None:
+    assert asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), provider).providers == [wanted]
 
 
 def test_on_cuda_fp16_is_claimed_to_compute_in_fp16() -> None:

@@ -39,6 +39,7 @@ SPEED: dict[str, Any] = {
     "device": {"cpu": "EPYC"},
     "fps": 100.0,
 }
+SPEED_KEY = baseline.SpeedKey(CELL, 8, "0123456789ab")
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +330,7 @@ def accept(baselines: Path, reason: str = "checked", **changes: Any) -> Accuracy
 
 
 def accept_fps(baselines: Path, **changes: Any) -> Speed:
-    return baseline.accept_speed(baselines, "pisa", {**SPEED, **changes}, "checked")
+    return baseline.accept_speed(baselines, "pisa", {**SPEED, **changes}, 0.01, "checked")
 
 
 def stored(baselines: Path) -> dict[str, Any]:
@@ -364,9 +365,9 @@ def test_a_user_without_a_name_is_unknown(
     assert accept(baselines).accepted.by == "unknown"
 
 
-@pytest.mark.parametrize("reason", ["", "  \n"])
+@pytest.mark.parametrize("reason", ["", "  \n", "WHY"])
 def test_a_figure_is_not_accepted_without_a_reason(baselines: Path, reason: str) -> None:
-    with pytest.raises(BaselineError, match="--reason is empty"):
+    with pytest.raises(BaselineError, match="says nothing"):
         accept(baselines, reason=reason)
     assert not baseline.recorded_file(baselines, "pisa").exists()
 
@@ -403,18 +404,35 @@ def test_an_accepted_speed_replaces_that_of_the_same_batch_and_device_only(basel
 
 
 @pytest.mark.parametrize(
-    "change", [{"cell": "other-fp16-tensorrt"}, {"batch": 1}, {"fingerprint": "ba9876543210"}], ids=str
+    "change",
+    [
+        {"cell": "other-fp16-tensorrt"},
+        {"batch": 1},
+        {"fingerprint": "ba9876543210"},
+        {"options": (("provider", "cuda"),)},
+    ],
+    ids=str,
 )
 def test_an_accepted_speed_holds_for_no_other_cell_batch_or_device(baselines: Path, change: dict[str, Any]) -> None:
     accept_fps(baselines)
-    wanted = {name: SPEED[name] for name in ("cell", "batch", "fingerprint")} | change
-    assert baseline.load_recorded(baselines, "pisa").find_speed(**wanted) is None
+    recorded = baseline.load_recorded(baselines, "pisa")
+    assert recorded.find_speed(SPEED_KEY) is not None
+    assert recorded.find_speed(SPEED_KEY._replace(**change)) is None
+
+
+@pytest.mark.parametrize("uncertainty", [None, 0.026])
+def test_a_speed_too_noisy_to_judge_by_is_not_accepted(baselines: Path, uncertainty: float | None) -> None:
+    with pytest.raises(BaselineError, match=r"wanted at most ±2\.5%"):
+        baseline.accept_speed(baselines, "pisa", SPEED, uncertainty, "checked")
+    assert not baseline.recorded_file(baselines, "pisa").exists()
 
 
 def test_the_speed_of_another_device_is_found_for_information(baselines: Path) -> None:
     entry = accept_fps(baselines)
     recorded = baseline.load_recorded(baselines, "pisa")
-    assert (recorded.other_speed(CELL), recorded.other_speed("other")) == (entry, None)
+    here = SPEED_KEY._replace(fingerprint="ba9876543210")
+    found = [recorded.speed_elsewhere(key) for key in (here, SPEED_KEY, here._replace(batch=1))]
+    assert found == [entry, None, None]
 
 
 @pytest.mark.parametrize("missing", list(FIGURES))
@@ -514,3 +532,12 @@ def test_a_file_that_is_no_proposal_is_refused(tmp_path: Path, text: str) -> Non
 def test_no_temporary_file_is_left_beside_a_baseline(baselines: Path) -> None:
     accept(baselines)
     assert [path.name for path in (baselines / "recorded").iterdir()] == ["pisa.json"]
+
+
+# --- figures that are no figures
+
+
+def test_a_figure_that_is_no_number_is_invalid(spec: ModelSpec) -> None:
+    expected = accuracy.Expectation(0.333, 0.513, 0.002, "published")
+    with pytest.raises(InvalidRun, match="map_50 is nan"):
+        accuracy.judge(CELL, "map_50", float("nan"), expected, "again")

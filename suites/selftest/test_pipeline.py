@@ -185,14 +185,20 @@ def write_train2017(place: Workplace, count: int) -> list[Path]:
     return files
 
 
-@pytest.mark.parametrize("count", [3, CALIBRATION_IMAGES + 1])
-def test_coco_models_calibrate_on_the_first_images_of_train2017(place: Workplace, count: int) -> None:
-    files = write_train2017(place, count)
-    assert Pipeline(place.settings()).calibration_files("toy") == files[:CALIBRATION_IMAGES]
+def test_coco_models_calibrate_on_the_first_images_of_train2017(place: Workplace) -> None:
+    files = write_train2017(place, CALIBRATION_IMAGES + 1)
+    assert Pipeline(place.settings()).calibration_files("toy", random=False) == files[:CALIBRATION_IMAGES]
 
 
-def test_without_train2017_the_embedded_images_calibrate(pipeline: Pipeline) -> None:
-    files = pipeline.calibration_files("toy")
+@pytest.mark.parametrize("count", [0, CALIBRATION_IMAGES - 1])
+def test_without_64_images_of_train2017_int8_of_coco_models_is_missing(place: Workplace, count: int) -> None:
+    write_train2017(place, count)
+    with pytest.raises(Missing, match=f"64 images of train2017, found {count}"):
+        Pipeline(place.settings()).calibration_files("toy", random=False)
+
+
+def test_random_weights_calibrate_on_the_embedded_images(pipeline: Pipeline) -> None:
+    files = pipeline.calibration_files("toy", random=True)
     assert files == sorted((EMBEDDED / "data" / "images" / "calibration").glob("*.jpg"))
     assert len(files) >= 2
 
@@ -200,7 +206,7 @@ def test_without_train2017_the_embedded_images_calibrate(pipeline: Pipeline) -> 
 def test_mini_models_calibrate_on_the_embedded_images_only(place: Workplace) -> None:
     write_train2017(place, 3)
     write_model(place.baselines, place.checkpoints, dataset="mini")
-    assert all(EMBEDDED in file.parents for file in Pipeline(place.settings()).calibration_files("toy"))
+    assert all(EMBEDDED in file.parents for file in Pipeline(place.settings()).calibration_files("toy", random=False))
 
 
 def test_embedded_images_that_are_not_there_are_missing(
@@ -208,7 +214,7 @@ def test_embedded_images_that_are_not_there_are_missing(
 ) -> None:
     monkeypatch.setattr(pipeline_module, "EMBEDDED", tmp_path)
     with pytest.raises(Missing, match="embedded calibration images"):
-        pipeline.calibration_files("toy")
+        pipeline.calibration_files("toy", random=True)
 
 
 # --- nothing is made twice
@@ -383,7 +389,7 @@ def test_a_missing_engine_is_named_with_its_remedy(pipeline: Pipeline, monkeypat
     with_fault(monkeypatch, "missing")
     with pytest.raises(Missing, match="the fake runtime is not installed") as caught:
         pipeline.prepare(FP32)
-    assert caught.value.remedy.startswith("pip install 'detgate[fake]'")
+    assert caught.value.remedy.startswith("pip install -e '.[fake]'")
 
 
 def test_a_missing_engine_is_missing_though_its_file_is_in_the_cache(

@@ -1,7 +1,9 @@
 """The results file: one object a cell from all its checks, merged by artefacts, never mixed between environments."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from harness.environment import collect
 from harness.errors import ResultsError
 from harness.judge.verdict import Kind, Status, Verdict
 from harness.report import results
@@ -38,6 +41,12 @@ PERFORMANCE: dict[str, Any] = {
     **BASICS,
     "performance": {"fps": 80.0, "latency_ms": {"p50": 100.0, "p90": 101.0, "p99": 102.0}, "cv": 0.01, "rounds": 31},
 }
+
+
+def written(cells: list[dict[str, str]], without: str = "") -> str:
+    """A results file of this environment, less one of its fields."""
+    environment = {name: value for name, value in collect().as_json().items() if name != without}
+    return json.dumps({"schema": 1, "environment": environment, "cells": cells})
 
 
 def accuracy(status: Status = Status.PASS, check: str = "map_50_95", facts: dict[str, Any] = ACCURACY) -> Record:
@@ -178,7 +187,7 @@ def test_the_schema_is_itself_a_schema() -> None:
 
 def test_results_carry_the_environment_and_its_fingerprint(path: Path) -> None:
     environment = save(path, collate([accuracy()])).environment
-    assert {"python", "platform", "versions", "device", "fingerprint"} == set(environment)
+    assert environment.model_dump() == collect().as_json()
 
 
 def saved_twice(path: Path, first: list[Record], then: list[Record]) -> CellResult:
@@ -255,7 +264,9 @@ def test_a_file_that_cannot_be_read_is_kept_aside(path: Path, text: str) -> None
     [
         ("{", "is not valid JSON"),
         ('{"schema": 2, "environment": {}, "cells": []}', "key 'schema'"),
-        ('{"schema": 1, "environment": {}, "cells": [{"id": "x"}]}', "key 'cells.0.model'"),
+        (written([{"id": "x"}]), "key 'cells.0.model'"),
+        (written([], without="fingerprint"), "key 'environment.fingerprint'"),
+        (written([], without="device"), "key 'environment.device'"),
     ],
 )
 def test_a_damaged_results_file_names_the_fault(path: Path, text: str, named: str) -> None:
@@ -263,6 +274,20 @@ def test_a_damaged_results_file_names_the_fault(path: Path, text: str, named: st
     path.write_text(text)
     with pytest.raises(ResultsError, match=named):
         load(path)
+
+
+def test_a_binary_file_in_the_place_of_results_is_not_json(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ResultsError, match="is not valid JSON"):
+        load(path)
+
+
+def test_a_binary_file_is_kept_aside(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"\x89PNG\xff")
+    save(path, collate([accuracy()]))
+    assert previous(path).read_bytes() == b"\x89PNG\xff"
 
 
 def test_a_results_file_that_is_not_there_names_the_run_that_makes_it(path: Path) -> None:
@@ -290,6 +315,29 @@ def test_results_that_cannot_be_written_are_an_error(path: Path) -> None:
     below_a_file(path)
     with pytest.raises(ResultsError, match=r"cannot write .*results\.json"):
         save(path, collate([accuracy()]))
+
+
+def test_results_that_cannot_be_put_in_place_leave_no_litter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(path, collate([accuracy()]))
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "replace", _refused)
+    with pytest.raises(ResultsError, match="cannot write"):
+        save(path, collate([performance()]))
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == {path.name: before}
+
+
+def _refused(*_: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)], ids=oct)
+def test_results_can_be_read_by_whom_the_umask_allows(path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(path, collate([accuracy()]))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_a_folder_that_may_not_be_written_is_refused_beforehand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
