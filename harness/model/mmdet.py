@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
-INSTALL_MMDET = (
-    "pip install --no-deps mmdet==3.3.0 mmcv-lite==2.1.0 && pip install mmengine==0.10.7, or run `make setup`"
-)
+INSTALL_MMDET = "pip install --no-deps mmdet==3.3.0 mmcv-lite==2.1.0 mmengine==0.10.7"
 
 
 @dataclass(frozen=True)

@@ -419,7 +419,7 @@ def test_a_missing_engine_is_named_with_its_remedy(no_engine: Outcome) -> None:
 def test_a_required_missing_engine_fails_with_the_reason(accepted: Workplace) -> None:
     outcome = run(accepted, "-m", "accuracy", "--require", FP32, faults="missing")
     assert outcome.code == 1
-    assert f"MISSING {FP32} missing: the fake runtime is not installed" in outcome.text
+    assert f"MISSING {FP32} needs: the fake runtime is not installed" in outcome.text
     assert "2 skipped, 2 deselected, 2 errors" in outcome.text
 
 
