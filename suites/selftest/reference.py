@@ -1,13 +1,33 @@
 """Takes mmdet's own head and raw maps; gives the boxes mmdet makes of them, and the comparison with ours."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from harness.detect.decode import Boxes
 from harness.detect.preprocess import Geometry
 from harness.model.mmdet import HeadSpec
+
+
+@contextlib.contextmanager
+def stable_torch() -> Iterator[None]:
+    """torch leaves the order of equal values open in `sort` and `topk`, and with it mmdet's result; this closes it."""
+    import torch
+
+    unstable = torch.Tensor.sort
+
+    def sort(self: Any, dim: int = -1, descending: bool = False) -> Any:
+        return unstable(self, dim=dim, descending=descending, stable=True)
+
+    def topk(self: Any, k: int) -> Any:
+        values, indices = sort(self, descending=True)
+        return values[:k], indices[:k]
+
+    with mock.patch.object(torch.Tensor, "sort", sort), mock.patch.object(torch.Tensor, "topk", topk):
+        yield
 
 
 def mmdet_boxes(
@@ -24,7 +44,7 @@ def mmdet_boxes(
     metas = [
         {"img_shape": (g.content_height, g.content_width), "scale_factor": (g.scale_x, g.scale_y)} for g in geometries
     ]
-    with torch.no_grad():
+    with torch.no_grad(), stable_torch():
         results = bbox_head.predict_by_feat(*tensors, batch_img_metas=metas, rescale=True)
     return [Boxes(r.bboxes.numpy(), r.scores.numpy(), r.labels.numpy()) for r in results]
 

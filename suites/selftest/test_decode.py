@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from harness.detect.preprocess import Geometry
 from harness.errors import DecodeError
 from harness.model.mmdet import HeadSpec, InputSpec, build_module, describe_head, describe_input, load_config
 from harness.model.registry import load_models
-from suites.selftest.reference import assert_same, mmdet_boxes
+from suites.selftest.reference import assert_same, mmdet_boxes, stable_torch
 
 pytestmark = pytest.mark.selftest
 
@@ -64,21 +64,9 @@ class Case:
 
 
 @pytest.fixture(autouse=True)
-def torch_breaks_ties_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch leaves the order of equal values open in `sort` and `topk`; this closes it."""
-    import torch
-
-    unstable = torch.Tensor.sort
-
-    def sort(self: Any, dim: int = -1, descending: bool = False) -> Any:
-        return unstable(self, dim=dim, descending=descending, stable=True)
-
-    def topk(self: Any, k: int) -> Any:
-        values, indices = sort(self, descending=True)
-        return values[:k], indices[:k]
-
-    monkeypatch.setattr(torch.Tensor, "sort", sort)
-    monkeypatch.setattr(torch.Tensor, "topk", topk)
+def torch_breaks_ties_by_index() -> Iterator[None]:
+    with stable_torch():
+        yield
 
 
 DENSITIES = {"sparse": (-6.0, 1.5), "dense": (-3.0, 1.5), "everything above": (2.0, 1.0)}

@@ -138,4 +138,4 @@ def test_detections_equal_mmdets_on_the_same_maps_and_torchs_as_sets(place: Plac
 def test_the_matching_can_fail() -> None:
     boxes = Boxes(np.array([[0, 0, 9, 9]], np.float32), np.array([0.5], np.float32), np.array([1]))
     moved = Boxes(boxes.boxes + np.float32(0.02), boxes.scores, boxes.labels)
-    assert unmatched(boxes, moved, score=1e-5, pixels=1e-2) == 1
+    assert unmatched(boxes, moved, score=1e-5, pixels=1e-2) == 2
