@@ -19,8 +19,8 @@ def stable_torch() -> Iterator[None]:
 
     unstable = torch.Tensor.sort
 
-    def sort(self: Any, dim: int = -1, descending: bool = False) -> Any:
-        return unstable(self, dim=dim, descending=descending, stable=True)
+    def sort(self: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
+        return unstable(self, dim=dim, descending=descending, stable=stable)
 
     def topk(self: Any, k: int) -> Any:
         values, indices = sort(self, descending=True)
