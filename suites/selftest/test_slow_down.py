@@ -1,4 +1,4 @@
-"""A real engine that became a fifth slower is a regression; the same engine unchanged is not."""
+"""A real engine that became a fifth slower is a regression."""
 
 import json
 import os
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.judge.baseline import SPEED_TOLERANCE
 from harness.model.registry import SHIPPED_BASELINES
 from suites.selftest.delays import VARIABLE
 
 pytestmark = [pytest.mark.selftest, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
+ATTEMPTS = 6
 CELL = "pisa-mini-fp32-onnxruntime"
 
 
@@ -37,6 +39,16 @@ class Speed:
         print(cell["performance"]["reason"])
         return run.returncode, cell["performance"]
 
+    def calm(self, delay: float) -> "tuple[int, dict[str, object]]":
+        """The first of a few runs whose median is known well enough: what `INVALID` asks a person to do."""
+        for _ in range(ATTEMPTS):
+            code, performance = self.run(delay)
+            uncertainty = performance["uncertainty"]
+            assert isinstance(uncertainty, float)
+            if uncertainty <= SPEED_TOLERANCE / 2:
+                return code, performance
+        pytest.fail(f"no calm run in {ATTEMPTS}: use an idle machine")
+
     def accept(self) -> None:
         words = ["baseline", "accept", CELL, "--speed", "--reason", "before the slow-down"]
         places = ["--results", str(self.results), "--baselines", str(self.baselines)]
@@ -45,9 +57,9 @@ class Speed:
 
 def test_a_delay_of_a_fifth_in_a_real_engine_is_a_regression(tmp_path: Path, session_cache: Path) -> None:
     speed = Speed(tmp_path, session_cache)
-    assert speed.run(0.0)[1]["status"] == "RECORDED"
+    assert speed.calm(0.0)[1]["status"] == "RECORDED"
     speed.accept()
-    print("unchanged:", speed.run(0.0)[1]["status"])
-    code, performance = speed.run(0.20)
+    print("unchanged:", speed.calm(0.0)[1]["status"])
+    code, performance = speed.calm(0.20)
     assert performance["status"] == "REGRESSED", performance["reason"]
     assert code == 1
