@@ -88,7 +88,7 @@ class Cache:
             CacheError: the directory cannot be written, or another process held the lock for an hour.
             OSError: `make` raised it, for another reason than a full or read-only cache.
         """
-        entry = self.directory / kind / digest(inputs)[:24]
+        entry = self.directory / kind / digest({"file": filename, "inputs": dict(inputs)})[:24]
         found = self._lookup(entry, filename)
         if found is not None:
             return found

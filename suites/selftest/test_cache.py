@@ -386,3 +386,9 @@ def test_a_cleared_entry_is_made_again(cache: Cache) -> None:
 def test_the_record_is_plain_json(cache: Cache) -> None:
     record = json.loads((artifact(cache, Maker()).parent / ENTRY_FILE).read_text())
     assert record == {"inputs": INPUTS, "sha256": sha256_of(artifact(cache, Maker())), "size": 7}
+
+
+def test_equal_inputs_under_another_file_name_leave_the_first_file_in_place(cache: Cache) -> None:
+    first = cache.artifact("engine", {"graph": "same"}, "one.bin", lambda path: path.write_bytes(b"1") and None)
+    cache.artifact("engine", {"graph": "same"}, "two.bin", lambda path: path.write_bytes(b"2") and None)
+    assert first.path.read_bytes() == b"1"
