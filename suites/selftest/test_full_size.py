@@ -25,11 +25,13 @@ from suites.selftest.seeded import seeded_baselines
 pytestmark = [pytest.mark.selftest, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPARED_IMAGES = 8
-# ONNX Runtime against torch. Group norm is exported as InstanceNormalization, whose float32 sums over 80,000 values are
-# less exact in ONNX Runtime than in torch: logits of up to 17 are 2.2e-4 off float64's, torch's 1.2e-5.
-SCORE_BOUND = {"pisa": 1e-5, "paa": 3e-5}
+SCORE_BOUND = 1e-5
 PIXEL_BOUND = 1e-2
+# Group norm is exported as InstanceNormalization, whose float32 sums over 80,000 values are less exact in ONNX Runtime
+# than in torch: logits of up to 17 are 2.2e-4 off float64's, torch's 1.2e-5; scores differ by up to 1.6e-5.
+PAA_IS_LESS_EXACT = pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="ONNX Runtime's InstanceNormalization: scores differ by over 1e-5"
+)
 
 
 @dataclass(frozen=True)
@@ -112,27 +114,45 @@ def test_the_first_run_is_red_and_the_second_after_accept_is_green(place: Place)
     assert "engines: 0 built, 1 from the cache" in second.stdout
 
 
-def test_detections_equal_mmdets_on_the_same_maps_and_torchs_as_sets(place: Place) -> None:
+@dataclass(frozen=True)
+class Compared:
+    """One image's boxes: ours and mmdet's on ONNX Runtime's maps, and ours on torch's."""
+
+    ours: Boxes
+    mmdets: Boxes
+    on_torchs_maps: Boxes
+
+
+@pytest.fixture(scope="module")
+def compared(place: Place) -> list[Compared]:
     pipeline = Pipeline(place.settings)
-    cell = Cell(place.model, "fp32", "onnxruntime")
     spec, head, decoder = pipeline.models[place.model], pipeline.head(place.model), pipeline.decoder(place.model)
-    config = pipeline.config(place.model)
-    module = load_module(spec, config, pipeline.checkpoint(place.model).path)
-    prepared = pipeline.prepare(cell)
-    size = prepared.source.batch
-    records = pipeline.dataset(place.model).images[:COMPARED_IMAGES]
-    found = 0
+    module = load_module(spec, pipeline.config(place.model), pipeline.checkpoint(place.model).path)
+    prepared = pipeline.prepare(Cell(place.model, "fp32", "onnxruntime"))
+    size, records = prepared.source.batch, pipeline.dataset(place.model).images
+    found: list[Compared] = []
     with pipeline.opened(prepared) as session:
         for i in range(0, len(records), size):
             batch = load_batch(records[i : i + size], pipeline.input_spec(place.model), size)
             maps = session.infer(batch.images)
             ours = decoder.decode(maps, batch.geometries)
-            assert_same(ours, mmdet_boxes(module.bbox_head, head, maps, batch.geometries))
+            theirs = mmdet_boxes(module.bbox_head, head, maps, batch.geometries)
             torchs = decoder.decode(run_module(module, head, batch.images), batch.geometries)
-            for one, other in zip(ours, torchs, strict=True):
-                assert unmatched(one, other, SCORE_BOUND[place.model], PIXEL_BOUND) == 0
-            found += sum(len(boxes.scores) for boxes in ours)
-    assert found >= 10 * len(records), "too few boxes for the comparison to mean anything"
+            found += [Compared(*boxes) for boxes in zip(ours, theirs, torchs, strict=True)]
+    assert sum(len(one.ours.scores) for one in found) >= 10 * len(records), "too few boxes to mean anything"
+    return found
+
+
+def test_detections_equal_mmdets_on_the_same_maps(compared: list[Compared]) -> None:
+    assert_same([one.ours for one in compared], [one.mmdets for one in compared])
+
+
+def test_detections_equal_those_on_torchs_maps_as_sets(
+    place: Place, compared: list[Compared], request: pytest.FixtureRequest
+) -> None:
+    if place.model == "paa":
+        request.applymarker(PAA_IS_LESS_EXACT)
+    assert sum(unmatched(one.ours, one.on_torchs_maps, SCORE_BOUND, PIXEL_BOUND) for one in compared) == 0
 
 
 def test_the_matching_can_fail() -> None:
