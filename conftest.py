@@ -4,10 +4,11 @@ import pytest
 
 from fixtures.early import register
 from fixtures.gate import gate_of
+from fixtures.peers import LINES
 from harness import __version__
 from harness.environment import collect
 
-pytest_plugins = ["fixtures.plugin", "fixtures.cells"]
+pytest_plugins = ["fixtures.plugin", "fixtures.cells", "fixtures.peers"]
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -26,7 +27,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     writer = terminalreporter._tw
-    lines = gate_of(config).summary(writer.fullwidth, writer.hasmarkup)
+    lines = [*gate_of(config).summary(writer.fullwidth, writer.hasmarkup), *config.stash.get(LINES, [])]
     if lines:
         terminalreporter.section("detgate")
         for line in lines:

@@ -1,7 +1,8 @@
-"""Takes a command line; gives `python -m harness COMMAND`: doctor, list, schema, baseline, cache."""
+"""Takes a command line; gives `python -m harness COMMAND`: doctor, list, fetch, schema, baseline, cache."""
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from harness.errors import BaselineError, DetgateError, UsageError
 from harness.model.registry import SHIPPED_BASELINES
 
 EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
+EXIT_INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 RESULTS = Path("results/results.json")
 
 
@@ -36,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
     listing.set_defaults(run=_list)
 
+    _add_fetch(commands)
+
     schema = commands.add_parser("schema", help="write the JSON schemas of model files and results again")
     schema.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR", help="where to write")
     schema.set_defaults(run=_schema)
@@ -55,6 +59,59 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--unused-for", type=float, default=0.0, metavar="DAYS", help="clear only what is older")
     cache.set_defaults(run=_cache)
     return parser
+
+
+def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="checkpoints of models, coco2017-val, coco2017-train",
+        description="Fetch published checkpoints and COCO to where the suites look for them. What is there already is "
+        "left alone; what was interrupted goes on where it stopped. Without names: a list of what there is.",
+        epilog="Proxies and CA bundles are taken from HTTP_PROXY, HTTPS_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE. A zip "
+        "of COCO that lies in --data-dir under its own name is unpacked in place of being fetched, and stays.",
+    )
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="models as in `list`, coco2017-val, coco2017-train")
+    fetch.add_argument(
+        "--checkpoints", type=_path, metavar="DIR", help="where weights go (env CHECKPOINTS_DIR, default ./checkpoints)"
+    )
+    fetch.add_argument(
+        "--data-dir", type=_path, metavar="DIR", help="where COCO goes (env DATASETS_DIR, default ./coco)"
+    )
+    fetch.add_argument(
+        "--mirror",
+        metavar="BASE_URL",
+        help="ask BASE_URL/HOST/PATH in place of https://HOST/PATH, as `wget -x` lays copies out (env DETGATE_MIRROR)",
+    )
+    fetch.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
+    fetch.add_argument(
+        "--dry-run", action="store_true", help="say what, from where, how large, to where; write nothing"
+    )
+    fetch.set_defaults(run=_fetch)
+
+
+def _path(text: str) -> Path:
+    """A path option, with `~` as the home directory however it is written."""
+    return Path(text).expanduser()
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from harness.fetch.command import Request, fetch
+
+    request = Request(
+        names=tuple(options.names),
+        baselines=options.baselines,
+        checkpoints=options.checkpoints or _path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints"),
+        data_dir=options.data_dir or _path(os.environ.get("DATASETS_DIR") or "coco"),
+        mirror=options.mirror or os.environ.get("DETGATE_MIRROR") or None,
+        dry_run=options.dry_run,
+    )
+    try:
+        for line in fetch(request):
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on where it stopped: {request.command}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
 
 
 def _list(options: argparse.Namespace) -> int:

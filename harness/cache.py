@@ -168,6 +168,27 @@ class Cache:
             "give a writable directory with space left: --cache-dir DIR or DETGATE_CACHE=DIR",
         )
 
+    @contextmanager
+    def unfinished(self, kind: str, inputs: Mapping[str, Any]) -> Iterator[Path | None]:
+        """A directory `KIND/KEY/` for work that may be killed: whoever gives the same inputs finds what was left there.
+
+        Removed when the block ends without an error. None where another process works there, or the cache cannot be
+        written: the work can be done all the same.
+        """
+        entry = self.directory / kind / digest(inputs)[:24]
+        lock = FileLock(entry.with_suffix(".lock"), blocking=False)
+        with suppress(Timeout, OSError):
+            entry.mkdir(parents=True, exist_ok=True)
+            (entry / ENTRY_FILE).write_text(json.dumps({"inputs": dict(inputs)}, indent=1), encoding="utf-8")
+            lock.acquire()
+        try:
+            yield entry if lock.is_locked else None
+            if lock.is_locked:
+                shutil.rmtree(entry, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
+
     def entries(self) -> list[CacheEntry]:
         """Every finished entry, most recently used first; a damaged one has no inputs, and is made again at need."""
         found = []

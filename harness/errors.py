@@ -69,6 +69,17 @@ class DecodeError(DetgateError):
     stage = "decode"
 
 
+class NotFinite(DecodeError):
+    """NaN or Inf in a raw map; `output` names it."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(
+            f"NaN or Inf in raw output '{output}'",
+            "the engine overflows or is broken: compare it with fp32, and see which layer exceeds 65504 in fp16",
+        )
+        self.output = output
+
+
 class EvaluationError(DetgateError):
     """Detections that cannot be scored."""
 
@@ -93,6 +104,12 @@ class ResultsError(DetgateError):
     stage = "results"
 
 
+class FetchError(DetgateError):
+    """A published file that cannot be fetched, or is not the one that was wanted."""
+
+    stage = "fetch"
+
+
 class Missing(DetgateError):
     """Not an error of the input: an engine, weights or data that this machine does not have."""
 
@@ -115,4 +132,5 @@ WRONG_INPUT = (
     BaselineError,
     CacheError,
     ResultsError,
+    FetchError,
 )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,15 +15,18 @@ import numpy.typing as npt
 
 from harness import cache as caching
 from harness.cache import Artifact, Cache
-from harness.detect.dataset import Dataset, load_coco
+from harness.detect.dataset import COCO_CLASSES, Dataset, load_coco, require_classes
 from harness.detect.decode import Decoder, make_decoder, output_shapes
+from harness.detect.detections import Detections
+from harness.detect.journal import Journal
 from harness.detect.preprocess import preprocess_batch
-from harness.detect.run import Progress, Run, run, silent
+from harness.detect.run import Progress, Run, parts_of, run, silent
 from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
 from harness.engines.onnxruntime import refusals
 from harness.environment import collect
-from harness.errors import DetgateError, EngineError, GraphError, Missing, UsageError
+from harness.errors import DetgateError, EngineError, GraphError, Missing, ResultsError, UsageError
 from harness.judge.accuracy import require_every_image
+from harness.measure.curves import Curves
 from harness.measure.evaluate import CocoMetrics, evaluate
 from harness.model import checkpoint, export, graph
 from harness.model.checkpoint import RANDOM_WEIGHTS, Weights
@@ -41,7 +46,8 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
 RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
-TRAIN_URL = "http://images.cocodataset.org/zips/train2017.zip"
+JOURNAL = "journal"
+DETECTIONS, CURVES = "detections.npz", "curves.npz"
 CALIBRATION_BATCH = {"mini": 8, "coco2017": 1}
 
 
@@ -76,6 +82,8 @@ class Settings:
     limit: int | None = None
     onnx: Path | None = None
     engine_file: Path | None = None
+    resume: bool = True
+    record: Path | None = None
     engine_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -238,7 +246,7 @@ class Pipeline:
         places = [self.settings.checkpoints, self.settings.cache_dir / "checkpoints"]
         if self.models[model].dataset == "mini":
             places = [EMBEDDED / "weights", *places]
-        return checkpoint.find(self.models[model], places)
+        return checkpoint.find(self.models[model], places, self.settings.baselines)
 
     def weights(self, model: str, random: bool) -> Weights:
         """The checkpoint; where there is none and `random` allows it, seeded random weights."""
@@ -373,7 +381,7 @@ class Pipeline:
         if len(found) < CALIBRATION_IMAGES:
             raise Missing(
                 f"int8 is calibrated on {CALIBRATION_IMAGES} images of train2017, found {len(found)} in {folder}",
-                f"curl -LO {TRAIN_URL} && mkdir -p {folder.parent} && unzip -q train2017.zip -d {folder.parent}",
+                f"python -m harness fetch coco2017-train --data-dir {shlex.quote(str(self.settings.data_dir))}",
             )
         return found
 
@@ -515,11 +523,17 @@ class Pipeline:
                 f"'{model}' has {classes} classes, data set {loaded.name} has {len(loaded.category_ids)} categories",
                 f"choose the data set the model was trained for: --dataset {self.models[model].dataset}",
             )
+        if self.models[model].dataset == "mini":
+            require_classes(loaded, self._loaded("mini").category_names)
+        elif classes == len(COCO_CLASSES):
+            require_classes(loaded, COCO_CLASSES)
         return loaded if self.settings.limit is None else loaded.limit(self.settings.limit)
 
     @_once
     def _loaded(self, name: str) -> Dataset:
-        return load_coco(EMBEDDED / "data" if name == "mini" else self.settings.data_dir, name)
+        if name == "mini":
+            return load_coco(EMBEDDED / "data", name, restore="git checkout fixtures/mini")
+        return load_coco(self.settings.data_dir, name)
 
     def accuracy(self, cell: Cell, progress: Progress = silent) -> AccuracyRun:
         """The cell's COCO metrics on its data set; made once per cell.
@@ -534,13 +548,53 @@ class Pipeline:
         self.require(cell)
         dataset = self.dataset(cell.model)
         prepared = self.prepare(cell)
-        with self.opened(prepared) as session:
+        spec, decoder, batch = self.input_spec(cell.model), self.decoder(cell.model), prepared.source.batch
+        with self.opened(prepared) as session, self._journal(prepared, dataset) as journal:
             inspection = session.inspect()
-            batch = prepared.source.batch
-            result = run(dataset, session, self.input_spec(cell.model), self.decoder(cell.model), batch, progress)
+            result = run(dataset, session, spec, decoder, batch, progress, journal)
         processed = [int(image) for image in result.detections.images]
         require_every_image(cell.id, [record.id for record in dataset.images], processed)
-        return AccuracyRun(prepared, dataset, result, evaluate(dataset, result.detections), inspection)
+        start = time.perf_counter()
+        metrics = evaluate(dataset, result.detections)
+        seconds = {**result.seconds, "evaluate": time.perf_counter() - start}
+        self._keep_record(cell, result.detections, metrics.curves)
+        return AccuracyRun(prepared, dataset, dataclasses.replace(result, seconds=seconds), metrics, inspection)
+
+    def _keep_record(self, cell: Cell, detections: Detections, curves: Curves) -> None:
+        """What the cell's figures were made from, under --record, for whoever compares or draws them."""
+        if self.settings.record is None:
+            return
+        folder = self.settings.record / cell.id
+        try:
+            detections.save(folder / DETECTIONS)
+            curves.save(folder / CURVES)
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write to {folder}: {error.strerror}", "give a writable path: --record DIR"
+            ) from error
+
+    @contextmanager
+    def _journal(self, prepared: Prepared, dataset: Dataset) -> Iterator[Journal | None]:
+        """What a killed run of the same engine file, data and device left, to go on from; and where to keep more."""
+        model, batch = prepared.cell.model, prepared.source.batch
+        inputs = self._recipe("run") | {
+            "cell": prepared.cell.id,
+            "engine": prepared.engine.name,
+            "file": prepared.file.sha256,
+            "version": prepared.engine.version(),
+            "flags": prepared.engine.flags(),
+            "device": collect().fingerprint,
+            "code": sources_digest(),
+            "head": dataclasses.asdict(self.head(model)),
+            "preprocess": dataclasses.asdict(self.input_spec(model)),
+            "batch": batch,
+            "dataset": dataset.sha256,
+        }
+        with self.cache.unfinished("run", inputs) as directory:
+            if directory is not None and not self.settings.resume:
+                (directory / JOURNAL).unlink(missing_ok=True)
+            wanted = [[record.id for record in part] for part in parts_of(dataset, batch)]
+            yield Journal(directory / JOURNAL, wanted) if directory is not None else None
 
     def timing_images(self, prepared: Prepared) -> Images:
         """One full batch of images, repeated as often as the batch needs."""
@@ -558,6 +612,13 @@ def _given(option: str, path: Path | None) -> Iterator[None]:
         if path is None:
             raise
         raise UsageError(f"{option} {path} cannot be used: {error.cause}", error.remedy) from error
+
+
+@functools.cache
+def sources_digest() -> str:
+    """SHA-256 of the code that turns images into detections: a run is not taken up again by other code."""
+    room = Path(__file__).parent / "detect"
+    return caching.digest({str(file.relative_to(room)): caching.sha256_of(file) for file in room.rglob("*.py")})
 
 
 def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray[np.float32]]:

@@ -77,6 +77,36 @@ class Detections:
         )
 
     @classmethod
+    def concatenate(cls, parts: Sequence["Detections"]) -> "Detections":
+        """The parts of one run as one, in their order.
+
+        Raises:
+            EvaluationError: an image is in more than one part.
+        """
+        none = cls.from_boxes([], [])
+        return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in (none, *parts)]) for f in fields(cls)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Detections":
+        """The inverse of `to_bytes`; pickled content is refused.
+
+        Raises:
+            EvaluationError: damaged, or not such content.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as columns:
+                arrays = {field.name: columns[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise EvaluationError(f"not detections: {error}", _RUN_AGAIN) from error
+        return cls(**arrays)
+
+    def to_bytes(self) -> bytes:
+        """A compressed .npz of the columns."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
+        return content.getvalue()
+
+    @classmethod
     def load(cls, path: Path) -> "Detections":
         """The detections that `save` wrote; pickled content is refused.
 
@@ -84,17 +114,14 @@ class Detections:
             EvaluationError: unreadable, damaged, or not such a file.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as columns:
-                arrays = {field.name: columns[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise EvaluationError(f"cannot read detections from {path}: {error}", _RUN_AGAIN) from error
-        return cls(**arrays)
+            return cls.from_bytes(path.read_bytes())
+        except (OSError, EvaluationError) as error:
+            cause = error.cause if isinstance(error, EvaluationError) else error.strerror
+            raise EvaluationError(f"cannot read detections from {path}: {cause}", _RUN_AGAIN) from error
 
     def save(self, path: Path) -> None:
         """Writes a compressed .npz to `path`, which holds either its old content or all of the new one."""
-        content = io.BytesIO()
-        np.savez_compressed(content, **{field.name: getattr(self, field.name) for field in fields(self)})
-        write_atomically(path, content.getvalue())
+        write_atomically(path, self.to_bytes())
 
     def identical(self, other: "Detections") -> bool:
         """Whether every column has the same bits in the same order."""

@@ -1,7 +1,7 @@
 """Takes image files or BGR arrays and an `InputSpec`; gives the network's input and the `Geometry` that undoes it."""
 
 import functools
-import re
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from harness.detect.headers import is_complete
 from harness.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-FETCH_AGAIN = "fetch the file again, or take the image out of the annotations"
-
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_JPEG_START, _JPEG_END, _JPEG_START_OF_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+FETCH_AGAIN = (
+    "rm the file, then fetch it again (COCO's: python -m harness fetch coco2017-val --data-dir DIR), "
+    "or take the image out of the annotations"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_image(path: Path | str) -> UInt8Array:
         `[H, W, 3]` uint8, BGR. Grey-scale and CMYK files come out as BGR too, 16 bits as 8, alpha is dropped.
 
     Raises:
-        DatasetError: the file cannot be read or decoded, or is a JPEG that was cut short.
+        DatasetError: the file cannot be read or decoded, or is a JPEG or PNG that was cut short.
 
     Source: mmcv 2.1.0 `imfrombytes(flag='color', backend='cv2')`, which mmdet's `LoadImageFromFile` calls.
     """
@@ -57,22 +58,12 @@ def read_image(path: Path | str) -> UInt8Array:
     except OSError as error:
         raise DatasetError(f"cannot read image {path}: {error.strerror}", "check the data directory") from error
     # Some OpenCV releases fill what is missing with grey and say nothing but a line on stderr.
-    if data.startswith(_JPEG_START) and not _jpeg_is_complete(data):
+    if not is_complete(io.BytesIO(data)):
         raise DatasetError(f"image {path} is cut short: its image data has no end marker", FETCH_AGAIN)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
         raise DatasetError(f"image {path} cannot be decoded ({len(data)} bytes)", FETCH_AGAIN)
     return image.astype(np.uint8, copy=False)
-
-
-def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether an end marker follows the start of the image data; one inside an EXIF thumbnail does not count."""
-    position = len(_JPEG_START)
-    while found := _JPEG_MARKER.search(data, position):
-        if found[1][0] == _JPEG_START_OF_SCAN:
-            return data.rfind(_JPEG_END, found.end()) >= 0
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return False
 
 
 def preprocess(image: UInt8Array, spec: "InputSpec") -> tuple[FloatArray, Geometry]:
@@ -91,7 +82,33 @@ def preprocess(image: UInt8Array, spec: "InputSpec") -> tuple[FloatArray, Geomet
     square, mmdet would turn the target size for a portrait; an engine's input is fixed, so here it has to fit.
     """
     out = np.empty((3, spec.height, spec.width), np.float32)
-    return out, _fill(out, image, spec)
+    return out, preprocess_into(out, image, spec)
+
+
+def preprocess_into(out: FloatArray, image: UInt8Array, spec: "InputSpec") -> Geometry:
+    """Like `preprocess`, into an array that is there: one row of a batch. Threads may fill different rows at once.
+
+    Args:
+        out: float32 `[3, spec.height, spec.width]`, contiguous, overwritten, also right of and below the photograph.
+        image: `[H, W, 3]` uint8, BGR.
+
+    Raises:
+        DatasetError: as `preprocess`.
+        ValueError: `out` has another form.
+    """
+    if not _has_form(out, (3, spec.height, spec.width)):
+        raise ValueError(
+            f"out: wanted contiguous float32 [3, {spec.height}, {spec.width}], found {out.dtype} {list(out.shape)}"
+        )
+    geometry = _geometry(image, spec)
+    height, width = geometry.content_height, geometry.content_width
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    for channel, table in enumerate(_normalisation_tables(spec)):
+        plane = cv2.extractChannel(resized, 2 - channel if spec.to_rgb else channel)
+        cv2.LUT(plane, table, dst=out[channel, :height, :width])
+    out[:, height:] = 0
+    out[:, :height, width:] = 0
+    return geometry
 
 
 def preprocess_batch(
@@ -113,35 +130,21 @@ def preprocess_batch(
     """
     if out is None:
         out = np.empty((len(images), 3, spec.height, spec.width), np.float32)
-    elif not _holds(out, len(images), spec):
+    elif not _has_form(out, (max(len(out), len(images)), 3, spec.height, spec.width)):
         raise ValueError(
             f"out: wanted contiguous float32 [>={len(images)}, 3, {spec.height}, {spec.width}], "
             f"found {out.dtype} {list(out.shape)}"
         )
     geometries = [
-        _fill(row, image if isinstance(image, np.ndarray) else read_image(image), spec)
+        preprocess_into(row, image if isinstance(image, np.ndarray) else read_image(image), spec)
         for row, image in zip(out, images, strict=False)
     ]
     out[len(images) :] = 0
     return out, geometries
 
 
-def _holds(out: FloatArray, images: int, spec: "InputSpec") -> bool:
-    form = out.dtype == np.float32 and out.ndim == 4 and out.shape[1:] == (3, spec.height, spec.width)
-    return form and len(out) >= images and out.flags.c_contiguous
-
-
-def _fill(out: FloatArray, image: UInt8Array, spec: "InputSpec") -> Geometry:
-    """Write the input of one image into `out` `[3, spec.height, spec.width]`."""
-    geometry = _geometry(image, spec)
-    height, width = geometry.content_height, geometry.content_width
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    for channel, table in enumerate(_normalisation_tables(spec)):
-        plane = cv2.extractChannel(resized, 2 - channel if spec.to_rgb else channel)
-        cv2.LUT(plane, table, dst=out[channel, :height, :width])
-    out[:, height:] = 0
-    out[:, :height, width:] = 0
-    return geometry
+def _has_form(out: FloatArray, shape: tuple[int, ...]) -> bool:
+    return out.dtype == np.float32 and out.shape == shape and out.flags.c_contiguous
 
 
 def _geometry(image: UInt8Array, spec: "InputSpec") -> Geometry:

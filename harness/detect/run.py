@@ -1,10 +1,17 @@
-"""Takes a data set, an open session and a decoder; gives the detections of every image, in batches."""
+"""Takes a data set, an open session and a decoder; gives the detections of every image, in batches.
 
+Reading, preprocessing and decoding run on a pool of threads, image by image, while the session infers: batch k + 1 is
+made ready and batch k - 1 decoded during the inference of batch k. Two input batches and two sets of raw maps are alive
+at most. What is finished can be journalled, so that a killed run is taken up again.
+"""
+
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +19,26 @@ import numpy.typing as npt
 from harness.detect.dataset import Dataset, ImageRecord, check_size
 from harness.detect.decode import Boxes, Decoder
 from harness.detect.detections import Detections
-from harness.detect.preprocess import Geometry, preprocess_batch, read_image
-from harness.errors import InvalidRun
+from harness.detect.journal import Journal
+from harness.detect.preprocess import Geometry, preprocess_into, read_image
+from harness.errors import InvalidRun, NotFinite
 from harness.model.mmdet import InputSpec
 
+T = TypeVar("T")
+P = ParamSpec("P")
 Images = npt.NDArray[np.float32]
 Maps = dict[str, npt.NDArray[np.float32]]
 Progress = Callable[[int, int], None]
+Seconds = dict[str, float]
+
+STAGES = ("preprocess", "infer", "decode", "wall")
 
 
 class Inference(Protocol):
-    """What the run needs of an engine's session: a full batch in, head maps by name out."""
+    """What the run needs of an engine's session: a full batch in, head maps by name out.
+
+    Maps are read while the next batch is inferred: a session must not write to what it has given away.
+    """
 
     def infer(self, images: Images, /) -> Maps: ...
 
@@ -38,14 +54,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Run:
-    """Detections of a data set and the seconds of each stage (preprocess overlaps with the others)."""
+    """Detections of a data set, and what they cost.
+
+    seconds: of each stage, summed over threads (`preprocess` with reading, `infer`, `decode`), and `wall`, the whole.
+    resumed: images taken over from an earlier run that was killed; the seconds are of the others.
+    """
 
     detections: Detections
-    seconds: dict[str, float]
+    seconds: Seconds
+    resumed: int = 0
 
 
 def silent(_done: int, _total: int) -> None:
     """Progress that tells nobody."""
+
+
+def parts_of(dataset: Dataset, batch: int) -> list[tuple[ImageRecord, ...]]:
+    """The data set's images in order, cut into batches; the last may be shorter."""
+    return [dataset.images[i : i + batch] for i in range(0, len(dataset.images), batch)]
 
 
 def run(
@@ -55,81 +81,139 @@ def run(
     decoder: Decoder,
     batch: int,
     progress: Progress = silent,
+    journal: Journal | None = None,
+    threads: int | None = None,
 ) -> Run:
     """Detect on every image of the data set.
 
     Args:
         batch: images per call; the last batch is padded with zeros and the padding's rows are not decoded.
-        progress: told (images done, images in all) after each batch.
+        progress: told (images done, images in all) after each batch, and at once where the journal holds some.
+        journal: its parts are taken over, and every finished batch is added; None starts anew and keeps nothing.
+        threads: for reading, preprocessing and decoding; by default the cores this process may use.
 
     Raises:
         DatasetError: an image that cannot be read or has another size than its annotation says.
         InvalidRun: NaN or Inf in a raw output.
         DecodeError: outputs that do not fit the head.
     """
-    seconds = {"preprocess": 0.0, "infer": 0.0, "decode": 0.0}
-    found: list[tuple[int, Boxes]] = []
-    for part in _batches(dataset.images, input_spec, batch, seconds):
-        start = time.perf_counter()
-        maps = session.infer(part.images)
-        seconds["infer"] += time.perf_counter() - start
-        start = time.perf_counter()
-        require_finite(maps, [f"{record.id} ({record.path.name})" for record in part.records])
-        boxes = decoder.decode(maps, part.geometries)
-        found.extend((record.id, one) for record, one in zip(part.records, boxes, strict=True))
-        seconds["decode"] += time.perf_counter() - start
-        progress(len(found), len(dataset.images))
-    return Run(Detections.from_boxes(found, dataset.category_ids), seconds)
+    start = time.perf_counter()
+    seconds = dict.fromkeys(STAGES, 0.0)
+    finished = list(journal.parts) if journal else []
+    resumed = sum(len(part.images) for part in finished)
+    if resumed:
+        progress(resumed, len(dataset.images))
+
+    def finish(decoding: "_Decoding") -> None:
+        part = Detections.from_boxes(decoding.boxes(seconds), dataset.category_ids)
+        finished.append(part)
+        if journal:
+            journal.add(part)
+        progress(sum(len(one.images) for one in finished), len(dataset.images))
+
+    with _pool(threads or usable_cores()) as pool:
+        before: _Decoding | None = None
+        for ready in _batches(parts_of(dataset, batch)[len(finished) :], input_spec, batch, pool, seconds):
+            try:
+                maps, spent = _clocked(session.infer, ready.images)
+            except BaseException:
+                if before is not None:
+                    finish(before)
+                raise
+            seconds["infer"] += spent
+            decoding = _Decoding(maps, ready, decoder, pool)
+            del maps
+            if before is not None:
+                finish(before)
+            before = decoding
+        if before is not None:
+            finish(before)
+    seconds["wall"] = time.perf_counter() - start
+    return Run(Detections.concatenate(finished), seconds, resumed)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that drops what it has not begun when the run ends early."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="detect")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _clocked(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
+    """What `work` gives, and the seconds it took."""
+    start = time.perf_counter()
+    return work(*args, **kwargs), time.perf_counter() - start
+
+
+def _collected(tasks: Sequence["Future[tuple[T, float]]"], seconds: Seconds, stage: str) -> list[T]:
+    """The tasks' results in order, once all are done."""
+    done = [task.result() for task in tasks]
+    seconds[stage] += sum(spent for _, spent in done)
+    return [made for made, _ in done]
 
 
 def _batches(
-    records: Sequence[ImageRecord], input_spec: InputSpec, batch: int, seconds: dict[str, float]
+    parts: Sequence[Sequence[ImageRecord]], spec: InputSpec, batch: int, pool: ThreadPoolExecutor, seconds: Seconds
 ) -> Iterator[Batch]:
-    """Batches in order; the next one is read and preprocessed while the caller works on this one."""
+    """Batches in order; while the caller works on one, the pool fills the next in the other of two buffers."""
+    buffers = [np.empty((batch, 3, spec.height, spec.width), np.float32) for _ in range(2)]
 
-    def load(part: Sequence[ImageRecord]) -> Batch:
-        start = time.perf_counter()
-        made = load_batch(part, input_spec, batch)
-        seconds["preprocess"] += time.perf_counter() - start
-        return made
+    def begin(number: int) -> "list[Future[tuple[Geometry, float]]]":
+        images, records = buffers[number % 2], parts[number]
+        images[len(records) :] = 0
+        rows = zip(images, records, strict=False)
+        return [pool.submit(_clocked, _load, row, record, spec) for row, record in rows]
 
-    parts = [records[i : i + batch] for i in range(0, len(records), batch)]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="preprocess") as pool:
-        ahead: Future[Batch] = pool.submit(load, parts[0])
-        for following in parts[1:]:
-            ready, ahead = ahead.result(), pool.submit(load, following)
-            yield ready
-        yield ahead.result()
+    ahead = begin(0) if parts else []
+    for number, records in enumerate(parts):
+        geometries = _collected(ahead, seconds, "preprocess")
+        if number + 1 < len(parts):
+            ahead = begin(number + 1)
+        yield Batch(records, buffers[number % 2], geometries)
 
 
-def load_batch(records: Sequence[ImageRecord], input_spec: InputSpec, batch: int) -> Batch:
+def _load(row: Images, record: ImageRecord, spec: InputSpec) -> Geometry:
+    photograph = read_image(record.path)
+    check_size(record, photograph.shape[0], photograph.shape[1])
+    return preprocess_into(row, photograph, spec)
+
+
+def load_batch(records: Sequence[ImageRecord], spec: InputSpec, batch: int) -> Batch:
     """Read and preprocess up to `batch` images.
 
     Raises:
         DatasetError: an image that cannot be read or has another size than its annotation says.
     """
-    photographs = [_read(record) for record in records]
-    out = np.empty((batch, 3, input_spec.height, input_spec.width), np.float32)
-    images, geometries = preprocess_batch(photographs, input_spec, out)
-    return Batch(records, images, geometries)
+    images = np.zeros((batch, 3, spec.height, spec.width), np.float32)
+    return Batch(records, images, [_load(row, record, spec) for row, record in zip(images, records, strict=False)])
 
 
-def _read(record: ImageRecord) -> npt.NDArray[np.uint8]:
-    photograph = read_image(record.path)
-    check_size(record, photograph.shape[0], photograph.shape[1])
-    return photograph
+class _Decoding:
+    """One batch's raw maps on their way to boxes, image by image on the pool; lets go of the maps with the last."""
 
+    def __init__(self, maps: Maps, batch: Batch, decoder: Decoder, pool: ThreadPoolExecutor) -> None:
+        decoder.check(maps, len(batch.records))
+        self._maps, self._decoder = maps, decoder
+        self._records, self._geometries = batch.records, batch.geometries
+        self._tasks = [pool.submit(_clocked, self._decode, row) for row in range(len(batch.records))]
 
-def require_finite(maps: Maps, names: Sequence[str]) -> None:
-    """Refuse raw outputs with NaN or Inf for any of the images called `names`; rows behind them are padding.
+    def _decode(self, row: int) -> Boxes:
+        try:
+            return self._decoder.decode_image(self._maps, row, self._geometries[row])
+        except NotFinite as error:
+            record = self._records[row]
+            raise InvalidRun(f"{error.cause} for image {record.id} ({record.path.name})", error.remedy) from error
 
-    Raises:
-        InvalidRun: names the output and the first image.
-    """
-    for name, values in maps.items():
-        finite = np.isfinite(values[: len(names)]).reshape(len(names), -1).all(axis=1)
-        if not finite.all():
-            raise InvalidRun(
-                f"NaN or Inf in raw output '{name}' for image {names[int(np.flatnonzero(~finite)[0])]}",
-                "the engine overflows or is broken: compare it with fp32, and see which layer exceeds 65504 in fp16",
-            )
+    def boxes(self, seconds: Seconds) -> list[tuple[int, Boxes]]:
+        """Image id and boxes of each image, when all are decoded."""
+        boxes = _collected(self._tasks, seconds, "decode")
+        self._maps = {}
+        return [(record.id, one) for record, one in zip(self._records, boxes, strict=True)]

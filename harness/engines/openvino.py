@@ -121,7 +121,8 @@ class _OpenVinoSession(Session):
         missing = [name for name in self.source.shapes if name not in outputs]
         if missing:
             raise EngineError(f"the engine lacks the outputs {', '.join(missing)}", "build it from this model's graph")
-        return {name: request.get_tensor(outputs[name]).data.copy() for name in self.source.shapes}
+        # Each call has a request of its own, whose memory lives as long as these views of it do.
+        return {name: request.get_tensor(outputs[name]).data for name in self.source.shapes}
 
     def prepare(self, images: Images) -> Callable[[], None]:
         request = self._request(images)

@@ -1,10 +1,9 @@
-"""Takes a `Dataset` and `Detections`; gives `CocoMetrics`: COCO's 12 box numbers and the AP of every class."""
+"""Takes a `Dataset` and `Detections`; gives `CocoMetrics`: COCO's 12 box numbers, the AP of every class, the curves."""
 
 import contextlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ import numpy.typing as npt
 from harness.detect.dataset import Dataset
 from harness.detect.detections import Detections
 from harness.errors import EvaluationError
-
-ABSENT = -1.0
-"""COCO's value of a number that has no ground truth to be measured on."""
+from harness.measure.curves import ABSENT, Curves
 
 _PRECISIONS = ("map_50_95", "map_50", "map_75", "map_small", "map_medium", "map_large")
 _RECALLS = ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
@@ -32,6 +29,8 @@ class CocoMetrics:
     per_class: class name -> its map_50_95. A size or class without ground truth is -1.
     images: the data set's images that were processed; those that were not count as images without detections.
     detections: boxes on the data set's images.
+    curves: precision and recall by class, area and IoU, which all of the above but mar_1 and mar_10 are means of;
+        not compared by ==, and kept beside the results file, not in it.
     """
 
     map_50_95: float
@@ -49,6 +48,7 @@ class CocoMetrics:
     per_class: dict[str, float]
     images: int
     detections: int
+    curves: Curves = field(compare=False, repr=False)
 
 
 def evaluate(dataset: Dataset, detections: Detections) -> CocoMetrics:
@@ -148,13 +148,7 @@ def _run(evaluator: Any, dataset: Dataset, detections: Detections, boxes: int) -
         raise EvaluationError(
             f"the {len(image_ids)} images of {dataset.name} hold no ground truth, so AP is -1", "raise --limit"
         )
-    per_class = _per_class(evaluator.eval["precision"], dataset.category_names)
+    curves = Curves.of(evaluator, dataset.category_names)
+    per_class = dict(zip(curves.class_names, map(float, curves.average_precision[:, 0]), strict=True))
     processed = int(np.isin(image_ids, detections.images).sum())
-    return CocoMetrics(**numbers, per_class=per_class, images=processed, detections=boxes)
-
-
-def _per_class(precision: npt.NDArray[np.float64], names: Sequence[str]) -> dict[str, float]:
-    """AP of each class from `[IoU, recall, class, area, boxes]`: all areas, 100 boxes; -1 marks what is absent."""
-    by_class = (precision[:, :, k, 0, -1] for k in range(len(names)))
-    present = (values[values > ABSENT] for values in by_class)
-    return {name: float(values.mean()) if values.size else ABSENT for name, values in zip(names, present, strict=True)}
+    return CocoMetrics(**numbers, per_class=per_class, images=processed, detections=boxes, curves=curves)

@@ -1,6 +1,7 @@
 """Takes a checkpoint file in OpenMMLab form; gives its tensors, hash-checked, loaded into a module."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import sha256_of
 from harness.errors import CheckpointError, Missing
-from harness.model.registry import ModelSpec
+from harness.model.registry import SHIPPED_BASELINES, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,11 @@ class Weights:
 RANDOM_WEIGHTS = Weights(None, f"random-seed-{RANDOM_SEED}")
 
 
-def find(spec: ModelSpec, directories: Sequence[Path]) -> Weights:
+def find(spec: ModelSpec, directories: Sequence[Path], baselines: Path = SHIPPED_BASELINES) -> Weights:
     """The model's checkpoint in the first directory that has it, with its hash checked.
+
+    Args:
+        baselines: where `spec` is from; only the remedies need it.
 
     Raises:
         Missing: in none of the directories; the remedy fetches it.
@@ -43,22 +47,22 @@ def find(spec: ModelSpec, directories: Sequence[Path]) -> Weights:
     for directory in directories:
         path = directory / spec.checkpoint.file
         if path.is_file():
-            return _checked(spec, path)
+            return _checked(spec, path, baselines)
     looked = ", ".join(str(d) for d in directories)
     raise Missing(
         f"checkpoint {spec.checkpoint.file} of '{spec.name}' not found in {looked}",
-        _fetch_command(spec, directories[0]),
+        _fetch_command(spec, directories[0], baselines),
     )
 
 
-def _fetch_command(spec: ModelSpec, directory: Path) -> str:
-    target = directory / spec.checkpoint.file
+def _fetch_command(spec: ModelSpec, directory: Path, baselines: Path) -> str:
     if spec.checkpoint.url is None:
-        return f"put the file at {target}, or give --checkpoints DIR"
-    return f"curl -fL --create-dirs -o {target} {spec.checkpoint.url}"
+        return f"put the file at {directory / spec.checkpoint.file}, or give --checkpoints DIR"
+    words = ["python", "-m", "harness", "fetch", spec.name, "--checkpoints", str(directory)]
+    return shlex.join(words if baselines == SHIPPED_BASELINES else [*words, "--baselines", str(baselines)])
 
 
-def _checked(spec: ModelSpec, path: Path) -> Weights:
+def _checked(spec: ModelSpec, path: Path, baselines: Path) -> Weights:
     try:
         found = sha256_of(path)
     except OSError as error:
@@ -66,7 +70,7 @@ def _checked(spec: ModelSpec, path: Path) -> Weights:
     if not found.startswith(spec.checkpoint.sha256):
         raise CheckpointError(
             f"{path}: wanted SHA-256 {spec.checkpoint.sha256}…, found {found[:16]}…: truncated, or another file",
-            f"rm {path} && {_fetch_command(spec, path.parent)}",
+            f"rm {shlex.quote(str(path))} && {_fetch_command(spec, path.parent, baselines)}",
         )
     return Weights(path, found)
 

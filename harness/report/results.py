@@ -46,6 +46,7 @@ class DatasetResult(_Strict):
     images: int
     sha256: str
     full_val2017: bool
+    note: str = ""
 
 
 class Artifacts(_Strict):
@@ -67,7 +68,10 @@ class AccuracyResult(_Strict):
     reason: str
     metrics: dict[str, float] = Field(default_factory=dict, description="all 12 COCO numbers; -1: no ground truth")
     per_class: dict[str, float] = Field(default_factory=dict)
-    seconds: dict[str, float] = Field(default_factory=dict, description="time of each stage, in seconds")
+    seconds: dict[str, float] = Field(
+        default_factory=dict, description="time of each stage, summed over threads, and `wall`, all but `evaluate`"
+    )
+    resumed: int = Field(default=0, description="images taken over from a killed run; the seconds are of the others")
 
 
 class Latency(_Strict):
@@ -173,6 +177,7 @@ def accuracy_facts(run: AccuracyRun) -> dict[str, Any]:
             "images": len(run.dataset.images),
             "sha256": run.dataset.sha256,
             "full_val2017": run.dataset.full_val2017,
+            "note": run.dataset.note,
         },
         "accuracy": {
             "map_50_95": run.metrics.map_50_95,
@@ -180,6 +185,7 @@ def accuracy_facts(run: AccuracyRun) -> dict[str, Any]:
             "metrics": numbers,
             "per_class": run.metrics.per_class,
             "seconds": run.run.seconds,
+            "resumed": run.run.resumed,
         },
     }
 

@@ -76,6 +76,8 @@ def _measured_on(cell: CellResult, accuracy: bool) -> str:
         words.insert(0, f"{cell.dataset.images} of {cell.dataset.name}")
         if cell.dataset.name == "coco2017" and not cell.dataset.full_val2017:
             words.append("NOT the full val2017")
+    if accuracy and cell.accuracy is not None and cell.accuracy.resumed:
+        words.append(f"{cell.accuracy.resumed} images taken over from a killed run")
     if cell.start != "checkpoint":
         words.append(str(cell.start).upper())
     return ", ".join(words)

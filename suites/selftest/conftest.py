@@ -24,7 +24,7 @@ THIRD_PARTY_WARNINGS = (
 )
 
 # Settings of the machine and of the pytest around us that a command of its own must not inherit.
-FOREIGN = ("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "PYTEST_")
+FOREIGN = ("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_MIRROR", "PYTEST_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -148,11 +148,11 @@ def _draw(maps: Maps, row: int, image: npt.NDArray[np.float32], blind: bool) -> 
     ]
 
 
-def losing(run: Callable[..., Run]) -> Callable[..., Run]:
-    """The run, but the last image of the data set is never processed."""
+def losing(run: Callable[..., Run], count: int) -> Callable[..., Run]:
+    """The run, but the last `count` images of the data set are never processed; holds for every engine."""
 
     def run_without_last(dataset: Dataset, *arguments: Any) -> Run:
-        return run(replace(dataset, images=dataset.images[:-1]), *arguments)
+        return run(replace(dataset, images=dataset.images[:-count]), *arguments)
 
     return run_without_last
 
@@ -161,7 +161,7 @@ def losing(run: Callable[..., Run]) -> Callable[..., Run]:
 def pytest_configure(config: pytest.Config) -> None:
     ENGINES[NAME] = f"{PLUGIN}:FakeEngine"
     if "lost" in faults():
-        vars(pipeline)["run"] = losing(run)
+        vars(pipeline)["run"] = losing(run, int(faults()["lost"] or 1))
 
 
 # --- the toy model and its images

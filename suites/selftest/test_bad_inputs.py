@@ -481,32 +481,42 @@ def _other_size(root: Path) -> None:
     _edit(root, lambda content: content["images"][3].update(width=content["images"][3]["width"] + 1))
 
 
+FETCH = "python -m harness fetch coco2017-val --data-dir"
+
 DATA_SETS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "empty folder": (_emptied, "is an empty folder", "curl -LO http://images.cocodataset.org"),
-    "no annotation file": (lambda root: (root / ANNOTATION_FILE).unlink(), "no annotation file", "curl -LO"),
+    "empty folder": (_emptied, "is an empty folder", FETCH),
+    "no annotation file": (lambda root: (root / ANNOTATION_FILE).unlink(), "no annotation file", FETCH),
     "annotations cut short": (
         lambda root: (root / ANNOTATION_FILE).write_text((root / ANNOTATION_FILE).read_text()[:1000]),
         "instances_val2017.json is broken",
-        "mend the file, or fetch COCO's again",
+        f"mend the file, or bring the original back: {FETCH}",
     ),
     "annotation for an unknown image": (
         lambda root: _edit(root, lambda content: content["annotations"][0].update(image_id=99)),
         "annotation for an unknown image: 1",
         "mend",
     ),
-    "no image folder": (lambda root: shutil.rmtree(root / "images"), "no image folder", "unzip -q val2017.zip"),
-    "image that is not there": (lambda root: _image(root).unlink(), "missing image: 1", "fetch the images again"),
+    "no image folder": (lambda root: shutil.rmtree(root / "images"), "no image folder", FETCH),
+    "image that is not there": (
+        lambda root: _image(root).unlink(),
+        "missing image: 1",
+        f"fetch all of it again: {FETCH}",
+    ),
     "image cut short": (
         lambda root: _image(root).write_bytes(_image(root).read_bytes()[:-200]),
-        "is cut short",
-        "fetch the file again",
+        "image file cut short: 1",
+        "put the images that it names into",
     ),
     "image that is text": (
         lambda root: _image(root).write_text("404"),
-        "cannot be decoded (3 bytes)",
-        "fetch the file",
+        "image file without a readable header: 1",
+        "put the images that it names into",
     ),
-    "image of another size": (_other_size, "its annotation says", "put the original image back"),
+    "image of another size": (
+        _other_size,
+        "image of another size than annotated: 1",
+        "put the images that it names into",
+    ),
     "other categories": (
         lambda root: _edit(root, lambda content: content["categories"].append({"id": 99, "name": "eleventh"})),
         "'pisa-mini' has 10 classes, data set coco2017 has 11 categories",

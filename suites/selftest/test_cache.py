@@ -392,3 +392,54 @@ def test_equal_inputs_under_another_file_name_leave_the_first_file_in_place(cach
     first = cache.artifact("engine", {"graph": "same"}, "one.bin", lambda path: path.write_bytes(b"1") and None)
     cache.artifact("engine", {"graph": "same"}, "two.bin", lambda path: path.write_bytes(b"2") and None)
     assert first.path.read_bytes() == b"1"
+
+
+def left_behind(cache: Cache) -> Path:
+    """The directory of work that was interrupted."""
+    found: list[Path | None] = []
+
+    def work() -> None:
+        with cache.unfinished("run", INPUTS) as directory:
+            found.append(directory)
+            assert directory is not None
+            (directory / "journal").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert found[0] is not None
+    return found[0]
+
+
+def test_unfinished_work_is_found_again_and_gone_when_it_ends(cache: Cache) -> None:
+    directory = left_behind(cache)
+    assert [(entry.kind, entry.inputs) for entry in cache.entries()] == [("run", INPUTS)]
+    with cache.unfinished("run", INPUTS) as again:
+        assert again == directory
+        assert (again / "journal").read_text() == "half"
+    assert list((cache.directory / "run").iterdir()) == []
+
+
+def test_unfinished_work_of_other_inputs_is_elsewhere(cache: Cache) -> None:
+    with cache.unfinished("run", INPUTS) as one, cache.unfinished("run", {**INPUTS, "batch": 2}) as other:
+        assert one != other
+
+
+def test_work_that_another_process_is_at_has_no_directory(cache: Cache) -> None:
+    with cache.unfinished("run", INPUTS) as mine:
+        with cache.unfinished("run", INPUTS) as theirs:
+            assert theirs is None
+        assert mine is not None
+        assert mine.is_dir()
+
+
+def test_unfinished_work_in_a_cache_that_cannot_be_written_has_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with Cache(tmp_path / "cache").unfinished("run", INPUTS) as directory:
+        assert directory is None
+
+
+def test_unfinished_work_can_be_cleared(cache: Cache) -> None:
+    left_behind(cache)
+    assert [entry.kind for entry in cache.remove(0.0)] == ["run"]
+    assert cache.entries() == []

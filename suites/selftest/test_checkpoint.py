@@ -71,7 +71,7 @@ def test_a_wrong_hash_is_mended_by_fetching_again(file: Path) -> None:
     file.write_bytes(b"")
     with pytest.raises(CheckpointError) as caught:
         find(spec, [file.parent])
-    assert caught.value.remedy == f"rm {file} && curl -fL --create-dirs -o {file} https://example.org/mine.pth"
+    assert caught.value.remedy == f"rm {file} && python -m harness fetch pisa --checkpoints {file.parent}"
 
 
 def test_a_checkpoint_that_is_nowhere_is_missing_and_not_wrong(tmp_path: Path) -> None:
@@ -81,13 +81,21 @@ def test_a_checkpoint_that_is_nowhere_is_missing_and_not_wrong(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("url", "remedy"),
-    [("https://example.org/mine.pth", "curl -fL"), (None, "put the file at")],
+    [("https://example.org/mine.pth", "python -m harness fetch pisa --checkpoints "), (None, "put the file at ")],
     ids=["published", "your own"],
 )
 def test_a_missing_checkpoint_says_how_to_get_it(tmp_path: Path, url: str | None, remedy: str) -> None:
     with pytest.raises(Missing) as caught:
         find(spec_for(tmp_path / "mine.pth", url), [tmp_path])
     assert caught.value.remedy.startswith(remedy)
+
+
+def test_a_model_of_other_baselines_is_fetched_with_them(tmp_path: Path) -> None:
+    with pytest.raises(Missing) as caught:
+        find(spec_for(tmp_path / "mine.pth", "https://example.org/mine.pth"), [tmp_path / "my weights"], Path("own"))
+    assert caught.value.remedy == (
+        f"python -m harness fetch pisa --checkpoints '{tmp_path}/my weights' --baselines own"
+    )
 
 
 def test_only_seeded_weights_are_random(file: Path) -> None:

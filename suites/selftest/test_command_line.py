@@ -21,7 +21,20 @@ from suites.selftest.conftest import Command
 
 pytestmark = pytest.mark.selftest
 
-HEAVY = ("torch", "mmdet", "mmengine", "mmcv", "onnx", "onnxsim", "onnxruntime", "openvino", "cv2", "hotcoco", "scipy")
+HEAVY = (
+    "torch",
+    "mmdet",
+    "mmengine",
+    "mmcv",
+    "onnx",
+    "onnxsim",
+    "onnxruntime",
+    "openvino",
+    "cv2",
+    "hotcoco",
+    "scipy",
+    "requests",
+)
 CELL = "pisa-mini-fp32-onnxruntime"
 FIGURES = {"precision": "fp32", "dataset": "a" * 64, "weights": "b" * 8, "dataset_name": "mini", "images": 256}
 
@@ -169,9 +182,8 @@ def test_doctor_names_the_command_that_fetches_a_checkpoint(
 ) -> None:
     monkeypatch.setenv("CHECKPOINTS_DIR", str(tmp_path))
     monkeypatch.setenv("DETGATE_CACHE", str(tmp_path / "cache"))
-    source = load_models()[model].checkpoint
     lines, _ = doctor.report()
-    fetch = f"curl -fL --create-dirs -o {tmp_path / source.file} {source.url}"
+    fetch = f"python -m harness fetch {model} --checkpoints {tmp_path}"
     assert f"{'':<13}{model} not there. mend it: {fetch}" in lines
 
 
@@ -441,7 +453,7 @@ def test_a_wrong_command_exits_with_4(words: str) -> None:
     assert main(words.split()) == 4
 
 
-@pytest.mark.parametrize("command", ["doctor", "list", "schema", "baseline", "cache"])
+@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "schema", "baseline", "cache"])
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

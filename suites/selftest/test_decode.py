@@ -2,20 +2,36 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.detect.decode import Boxes, make_decoder, output_shapes
+from fixtures.rawmaps import CANDIDATES_PER_IMAGE, coco_like
+from harness.detect.dataset import load_coco
+from harness.detect.decode import Boxes, Decoder, make_decoder, on_host, output_shapes, voting
 from harness.detect.decode.nms import batched_nms
-from harness.detect.decode.scores import best_first, candidates, logit_floor, sigmoid
+from harness.detect.decode.on_host import CHUNK, FloorScan, share
+from harness.detect.decode.scores import best_first, class_logit_floors, logit_floor, sigmoid
 from harness.detect.preprocess import Geometry
-from harness.errors import DecodeError
-from harness.model.mmdet import HeadSpec, InputSpec, build_module, describe_head, describe_input, load_config
+from harness.detect.run import load_batch, parts_of
+from harness.errors import DecodeError, NotFinite
+from harness.model.checkpoint import find
+from harness.model.export import run_module
+from harness.model.mmdet import (
+    HeadSpec,
+    InputSpec,
+    build_module,
+    describe_head,
+    describe_input,
+    load_config,
+    load_module,
+)
 from harness.model.registry import load_models
-from suites.selftest.reference import assert_same, mmdet_boxes, stable_torch
+from harness.pipeline import EMBEDDED
+from suites.selftest.reference import assert_same, assert_same_sets, mmdet_boxes, stable_torch
 
 pytestmark = pytest.mark.selftest
 
@@ -56,11 +72,32 @@ class Case:
         """The geometry of an image that is the input, unscaled and without padding."""
         return Geometry(*(self.input_spec.height, self.input_spec.width) * 2, 1.0, 1.0)
 
+    @property
+    def decoder(self) -> Decoder:
+        return make_decoder(self.head, self.input_spec)
+
     def ours(self, maps: Maps, geometries: Sequence[Geometry] = ()) -> list[Boxes]:
-        return make_decoder(self.head, self.input_spec).decode(maps, geometries or [self.whole()])
+        return self.decoder.decode(maps, geometries or [self.whole()])
 
     def theirs(self, maps: Maps, geometries: Sequence[Geometry] = ()) -> list[Boxes]:
         return mmdet_boxes(self.bbox_head, self.head, maps, geometries or [self.whole()])
+
+
+def _tensors(maps: Maps) -> Maps:
+    import torch
+
+    return {name: torch.from_numpy(values) for name, values in maps.items()}
+
+
+@pytest.fixture(params=[dict, _tensors], ids=["arrays", "tensors"])
+def as_given(request: pytest.FixtureRequest) -> Callable[[Maps], Maps]:
+    """Maps in each form that a decoder takes."""
+    return request.param
+
+
+def assert_identical(first: Boxes, second: Boxes) -> None:
+    for field in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +106,7 @@ def torch_breaks_ties_by_index() -> Iterator[None]:
         yield
 
 
-DENSITIES = {"sparse": (-6.0, 1.5), "dense": (-3.0, 1.5), "everything above": (2.0, 1.0)}
+DENSITIES = {"all below": (-12.0, 0.5), "sparse": (-6.0, 1.5), "dense": (-3.0, 1.5), "everything above": (2.0, 1.0)}
 
 
 @pytest.mark.parametrize("num_classes", [1, 8, 80])
@@ -81,18 +118,92 @@ def test_random_maps_decode_as_in_mmdet(family: str, density: str, num_classes: 
     assert_same(case.ours(maps), case.theirs(maps))
 
 
+class Draw:
+    """One seeded set of raw maps, small, of a size and class count of its own."""
+
+    def __init__(self, family: str, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.seed = seed
+        self.case = Case(family, int(self.rng.choice([1, 3, 8])), tuple(int(i) for i in self.rng.integers(40, 140, 2)))
+        self.geometries = [self.case.whole()]
+
+    def maps(self, mean: float, spread: float = 1.5, box_spread: float = 0.5, batch: int = 1) -> dict[str, Any]:
+        return self.case.maps((mean, spread), self.seed, batch, box_spread)
+
+    def levels_of(self, maps: Maps, logits: Sequence[float]) -> dict[str, Any]:
+        """The maps with class and IoU logits drawn from a few values, so that many scores are exactly equal."""
+        drawn = {name: self.rng.choice(np.array(logits, np.float32), values.shape) for name, values in maps.items()}
+        return {name: values if name.startswith("box") else drawn[name] for name, values in maps.items()}
+
+    def one_cell(self) -> dict[str, Any]:
+        self.case = Case(self.case.head.family.replace("anchor", "pisa"), 8, (8, 8))
+        self.geometries = [self.case.whole()]
+        return self.maps(-1.0, 2.0)
+
+    def padded(self) -> dict[str, Any]:
+        height, width = self.case.input_spec.height, self.case.input_spec.width
+        content = [int(self.rng.integers(1, limit + 1)) for limit in (height, width)]
+        original = [int(i) for i in self.rng.integers(10, 2000, 2)]
+        self.geometries = [Geometry(*original, *content, content[1] / original[1], content[0] / original[0])]
+        return self.maps(-3.5)
+
+    def several(self) -> dict[str, Any]:
+        padded, maps = self.padded(), self.maps(-4.0, batch=4)
+        self.geometries = [self.geometries[0], self.case.whole(), self.geometries[0]]
+        return {name: np.concatenate([values[:1], maps[name][1:]]) for name, values in padded.items()}
+
+
+DRAWS: dict[str, Callable[[Draw], dict[str, Any]]] = {
+    "sparse": lambda draw: draw.maps(-6.0),
+    "dense": lambda draw: draw.maps(-3.0),
+    "exact ties": lambda draw: draw.levels_of(draw.maps(-4.0), [-9, -9, -9, -9, -2, -1, 0, 1]),
+    "tied everywhere": lambda draw: draw.levels_of(draw.maps(-4.0), [1]),
+    "all below": lambda draw: draw.maps(-12.0, 0.5),
+    "all above": lambda draw: draw.maps(2.0, 1.0),
+    "one cell": Draw.one_cell,
+    "half precision": lambda draw: {name: values.astype(np.float16) for name, values in draw.maps(-3.5).items()},
+    "extreme logits": lambda draw: draw.levels_of(draw.maps(-4.0), [-80, -80, -80, -40, -4, 0, 4, 80]),
+    "huge deltas": lambda draw: draw.maps(-4.0, box_spread=50.0),
+    "padded": Draw.padded,
+    "several images": Draw.several,
+}
+SEEDS = range(100, 127)
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seeded_sets_of_maps_decode_as_in_mmdet(family: str, kind: str) -> None:
+    for seed in SEEDS:
+        draw = Draw(family, seed)
+        maps = DRAWS[kind](draw)
+        assert_same(draw.case.ours(maps, draw.geometries), draw.case.theirs(maps, draw.geometries))
+
+
+def test_at_least_300_seeded_sets_are_tried() -> None:
+    assert len(DRAWS) * len(SEEDS) >= 300
+
+
+@pytest.mark.parametrize("model", ["pisa-mini", pytest.param("paa-mini", marks=pytest.mark.slow)])
+def test_raw_maps_of_the_embedded_models_decode_as_in_mmdet(model: str) -> None:
+    spec = load_models()[model]
+    config = load_config(spec)
+    head, input_spec = describe_head(spec, config), describe_input(spec, config)
+    module: Any = load_module(spec, config, find(spec, [EMBEDDED / "weights"]).path)
+    decoder, boxes = make_decoder(head, input_spec), 0
+    for records in parts_of(load_coco(EMBEDDED / "data", "mini"), batch=16):
+        batch = load_batch(records, input_spec, len(records))
+        maps = run_module(module, head, batch.images)
+        theirs = mmdet_boxes(module.bbox_head, head, maps, batch.geometries)
+        assert_same_sets(decoder.decode(maps, batch.geometries), theirs)
+        boxes += sum(len(image.scores) for image in theirs)
+    assert boxes > 1000, "too few boxes to mean anything"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_below_the_threshold_give_no_box(family: str) -> None:
     case = Case(family)
     maps = case.maps((-12.0, 0.5))
     assert [len(boxes.scores) for boxes in case.ours(maps)] == [0]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_maps_below_the_threshold_give_no_box_in_mmdet_either(family: str) -> None:
-    case = Case(family)
-    maps = case.maps((-12.0, 0.5))
-    assert_same(case.ours(maps), case.theirs(maps))
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["all kept", "cut by nms_pre"])
@@ -111,13 +222,6 @@ def test_saturated_scores_decode_as_in_mmdet(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_maps_of_one_cell_decode_as_in_mmdet(family: str) -> None:
-    case = Case(family, size=(8, 8))
-    maps = case.maps((-1.0, 2.0))
-    assert_same(case.ours(maps), case.theirs(maps))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_input_sizes_that_no_stride_divides_decode_as_in_mmdet(family: str) -> None:
     case = Case(family, size=(97, 131))
     maps = case.maps((-4.0, 1.5))
@@ -129,13 +233,6 @@ def test_input_sizes_that_no_stride_divides_decode_as_in_mmdet(family: str) -> N
 def test_half_precision_maps_decode_as_their_float32_values(family: str, density: str) -> None:
     case = Case(family)
     maps = {name: values.astype(np.float16) for name, values in case.maps(DENSITIES[density], seed=3).items()}
-    assert_same(case.ours(maps), case.theirs(maps))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_large_deltas_decode_as_in_mmdet(family: str) -> None:
-    case = Case(family)
-    maps = case.maps((-4.0, 1.5), box_spread=20.0)
     assert_same(case.ours(maps), case.theirs(maps))
 
 
@@ -190,6 +287,25 @@ def test_full_size_maps_decode_as_in_mmdet(family: str) -> None:
     assert_same(case.ours(maps), case.theirs(maps))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_coco_like_maps_decode_as_in_mmdet(family: str) -> None:
+    spec = load_models()[family].input
+    case = Case(family, num_classes=80, size=(spec.height, spec.width))
+    maps = coco_like(case.head, case.input_spec)
+    assert_same(case.ours(maps), case.theirs(maps))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_coco_like_maps_have_as_many_candidates_as_wanted(family: str) -> None:
+    case = Case(family, num_classes=80, size=(320, 320))
+    maps = coco_like(case.head, case.input_spec, batch=2, seed=1)
+    scores = {s: sigmoid(maps[f"cls_{s}"]) for s in case.head.strides}
+    if family == "paa":
+        scores = {s: np.sqrt(values * sigmoid(maps[f"iou_{s}"])) for s, values in scores.items()}
+    counts = sum((values > case.head.score_thr).sum(axis=(1, 2, 3)) for values in scores.values())
+    np.testing.assert_allclose(counts, CANDIDATES_PER_IMAGE, rtol=0.02)
+
+
 @pytest.mark.parametrize("setting", ["score_thr", "nms_pre", "iou_threshold", "max_per_img"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_test_setting_changes_the_result_as_in_mmdet(
@@ -242,16 +358,135 @@ def test_mmdet_makes_a_box_without_area_nan() -> None:
     assert np.isnan(found.boxes).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", ["cls", "box", "iou"])
+NOT_FINITE = {"NaN": np.nan, "negative NaN": -np.nan, "Inf": np.inf, "-Inf": -np.inf}
+
+
+@pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("output", ["cls_8", "cls_128", "box_8", "box_128", "iou_8", "iou_128"])
+@pytest.mark.parametrize("density", ["all below", "everything above"])
+def test_one_value_that_is_not_finite_is_named(
+    density: str, output: str, dtype: type, value: str, place: int, as_given: Callable[[Maps], Maps]
+) -> None:
+    case = Case("paa" if output.startswith("iou") else "pisa")
+    maps = {name: values.astype(dtype) for name, values in case.maps(DENSITIES[density], batch=2).items()}
+    maps[output][1].flat[place] = NOT_FINITE[value]
+    with pytest.raises(NotFinite, match=f"NaN or Inf in raw output '{output}'"):
+        case.decoder.decode_image(as_given(maps), 1, case.whole())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_values_that_are_not_finite_do_not_stop_decoding(family: str, kind: str, value: float) -> None:
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_class_logit_of_paa_that_is_not_finite_is_found_wherever_it_lies(family: str, value: str) -> None:
+    case = Case(family, size=(64, 64))
+    maps = case.maps((-9.0, 0.5))
+    for place in range(0, maps["cls_8"].size, 37):
+        broken = maps | {"cls_8": maps["cls_8"].copy()}
+        broken["cls_8"].flat[place] = NOT_FINITE[value]
+        with pytest.raises(NotFinite, match="cls_8"):
+            case.ours(broken)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_that_are_not_finite_in_other_rows_are_not_read(family: str, as_given: Callable[[Maps], Maps]) -> None:
     case = Case(family)
-    maps = case.maps((-4.0, 1.5))
-    for name in maps:
-        if name.startswith(kind):
-            maps[name][..., ::2] = value
-    assert len(case.ours(maps)) == 1
+    maps = case.maps((-4.0, 1.5), batch=3)
+    for values in maps.values():
+        values[1:] = np.nan
+    first = {name: values[:1] for name, values in maps.items()}
+    assert_same(case.ours(as_given(maps)), case.theirs(first))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_finite_values_whose_sum_overflows_are_accepted(family: str, as_given: Callable[[Maps], Maps]) -> None:
+    case = Case(family)
+    maps = {name: np.full_like(values, 3e38) for name, values in case.maps((0.0, 1.0)).items()}
+    assert len(case.ours(as_given(maps))) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_decoded_one_by_one_on_many_threads_are_those_of_the_batch(family: str) -> None:
+    case = Case(family, size=(320, 320))
+    maps = case.maps((-4.0, 1.5), batch=8)
+    geometries = [Geometry(200 + i, 300 - i, 320, 320 - 8 * i, 1 + i / 8, 2 - i / 8) for i in range(8)]
+    case.decoder.check(maps, 8)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(case.decoder.decode_image, [maps] * 40, list(range(8)) * 5, geometries * 5))
+    for ours, wanted in zip(found, case.ours(maps, geometries) * 5, strict=True):
+        assert_identical(ours, wanted)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 100])
+def test_shared_tasks_are_all_done_once(count: int) -> None:
+    done: list[int] = []
+    share([functools.partial(done.append, i) for i in range(count)])
+    assert sorted(done) == list(range(count))
+
+
+def test_one_core_needs_no_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_host, "_helpers", lambda: 0)
+    done: list[int] = []
+    share([functools.partial(done.append, i) for i in range(5)])
+    assert done == list(range(5))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_decode_as_arrays_and_stay_on_their_device(
+    family: str, density: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    case = Case(family)
+    arrays = {name: values.astype(dtype) for name, values in case.maps(DENSITIES[density], batch=3).items()}
+    wanted = case.ours(arrays, [case.whole()] * 3)
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    _stay_on_the_device(monkeypatch, tensors)
+    found = case.ours(tensors, [case.whole()] * 3)
+    for ours, theirs in zip(
+        [*found, case.decoder.decode_image(tensors, 2, case.whole())], [*wanted, wanted[2]], strict=True
+    ):
+        assert_identical(ours, theirs)
+
+
+def _stay_on_the_device(monkeypatch: pytest.MonkeyPatch, tensors: Mapping[str, Any]) -> None:
+    """Make any way to the host fail for the tensors and views of them."""
+    import torch
+
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+
+    def guard(name: str) -> None:
+        way = getattr(torch.Tensor, name)
+
+        def guarded(self: Any, *args: Any) -> Any:
+            assert self.untyped_storage().data_ptr() not in storages, f"{name}() on a raw map"
+            return way(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, guarded)
+
+    for name in ("cpu", "numpy", "tolist", "item", "__array__"):
+        guard(name)
+
+
+def test_the_guard_of_tensors_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    maps = {"cls_8": torch.zeros(2, 3)}
+    _stay_on_the_device(monkeypatch, maps)
+    with pytest.raises(AssertionError, match="numpy"):
+        maps["cls_8"][1:].numpy()
+
+
+def test_arrays_and_tensors_are_not_mixed() -> None:
+    import torch
+
+    case = Case("pisa")
+    maps = case.maps((-6.0, 1.0))
+    maps["box_16"] = torch.from_numpy(maps["box_16"])
+    with pytest.raises(DecodeError, match="'box_16': wanted a ndarray like the others, found a Tensor"):
+        case.ours(maps)
 
 
 def _borderline(threshold: float) -> np.ndarray:
@@ -260,27 +495,53 @@ def _borderline(threshold: float) -> np.ndarray:
     return (middle.view(np.int32) + np.arange(-64, 65, dtype=np.int32)).view(np.float32)
 
 
+def passing(logits: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices of a class map's logits whose score exceeds the threshold."""
+    scan = FloorScan("cls_8", logits, logit_floor(threshold))
+    share(scan.tasks())
+    scan.require_finite()
+    indices, found = scan.found()
+    return indices[sigmoid(found) > np.float32(threshold)]
+
+
 @pytest.mark.parametrize("threshold", [0.01, 0.05, 0.3, 0.9])
 def test_a_logit_passes_exactly_where_its_score_is_above_the_threshold(threshold: float) -> None:
     import torch
 
     logits = _borderline(threshold)
-    indices, _ = candidates(logits, threshold)
-    np.testing.assert_array_equal(indices, np.flatnonzero((torch.from_numpy(logits).sigmoid() > threshold).numpy()))
+    np.testing.assert_array_equal(
+        passing(logits, threshold), np.flatnonzero((torch.from_numpy(logits).sigmoid() > threshold).numpy())
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.001, 0.05, 0.5, 0.7, 0.999])
 def test_half_precision_candidates_are_those_of_their_float32_values(threshold: float) -> None:
     every_half = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    of_half, _ = candidates(every_half, threshold)
-    of_single, _ = candidates(every_half.astype(np.float32), threshold)
-    np.testing.assert_array_equal(of_half, of_single)
+    finite = every_half[np.isfinite(every_half)]
+    np.testing.assert_array_equal(passing(finite, threshold), passing(finite.astype(np.float32), threshold))
 
 
-@pytest.mark.parametrize(("threshold", "passing"), [(-1.0, 3), (0.0, 3), (1.0, 0), (2.0, 0)])
-def test_thresholds_at_the_ends_pass_all_or_nothing(threshold: float, passing: int) -> None:
-    indices, _ = candidates(np.array([-50.0, 0.0, 50.0], np.float32), threshold)
-    assert len(indices) == passing
+@pytest.mark.parametrize(("threshold", "count"), [(-1.0, 3), (0.0, 3), (1.0, 0), (2.0, 0)])
+def test_thresholds_at_the_ends_pass_all_or_nothing(threshold: float, count: int) -> None:
+    assert len(passing(np.array([-50.0, 0.0, 50.0], np.float32), threshold)) == count
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1500])
+def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> None:
+    logits = np.random.default_rng(size).normal(-7, 1.5, size).astype(dtype)
+    logits[[0, -1]] = 1
+    np.testing.assert_array_equal(passing(logits, 0.05), np.flatnonzero(sigmoid(logits.astype(np.float32)) > 0.05))
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.05, 0.6, 0.99, 1.0])
+def test_no_class_logit_under_its_anchors_floor_can_pass(threshold: float) -> None:
+    rng = np.random.default_rng(0)
+    ious, logits = (rng.normal(0, 6, 100_000).astype(np.float32) for _ in range(2))
+    passed = np.sqrt(sigmoid(logits) * sigmoid(ious)) > np.float32(threshold)
+    floors = class_logit_floors(ious, threshold)
+    assert not (passed & (logits <= floors) & (floors < 0)).any()
+    assert not (passed & (logits <= 0) & (floors >= 0)).any()
 
 
 @pytest.mark.parametrize("threshold", [1e-6, 0.05, 0.5, 0.999999])
@@ -319,8 +580,9 @@ def test_suppression_keeps_what_mmcv_keeps_at_borderline_overlaps(count: int, io
     labels = rng.integers(0, 80, count)
     arguments = (torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(scores), torch.from_numpy(labels))
     theirs = mmcv_batched_nms(*arguments, {"type": "nms", "iou_threshold": iou_threshold})[1] if count else []
-    ours = batched_nms(boxes.astype(np.float32), scores, labels, iou_threshold, max_num=0)
-    np.testing.assert_array_equal(ours, theirs)
+    order = np.argsort(-scores, kind="stable")
+    ours = batched_nms(boxes.astype(np.float32)[order].T, labels[order], iou_threshold, max_num=0)
+    np.testing.assert_array_equal(order[ours], theirs)
 
 
 @pytest.mark.parametrize("max_num", [1, 10, 100])
@@ -328,9 +590,17 @@ def test_suppression_that_stops_early_keeps_the_head_of_the_whole_result(max_num
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 100, (400, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(5, 60, (400, 2))], axis=1).astype(np.float32)
-    scores, labels = rng.uniform(size=400).astype(np.float32), rng.integers(0, 5, 400)
-    whole = batched_nms(boxes, scores, labels, 0.5, max_num=0)
-    np.testing.assert_array_equal(batched_nms(boxes, scores, labels, 0.5, max_num), whole[:max_num])
+    labels = rng.integers(0, 5, 400)
+    whole = batched_nms(boxes.T, labels, 0.5, max_num=0)
+    np.testing.assert_array_equal(batched_nms(boxes.T, labels, 0.5, max_num), whole[:max_num])
+
+
+def test_voting_in_small_parts_gives_what_it_gives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("paa")
+    maps = case.maps((-3.0, 1.5))
+    (whole,) = case.ours(maps)
+    monkeypatch.setattr(voting, "PAIRS", 1)
+    assert_identical(case.ours(maps)[0], whole)
 
 
 @pytest.mark.parametrize(

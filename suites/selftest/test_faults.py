@@ -1,6 +1,7 @@
 """The gate bites: one thing broken in a real cell makes the run red, with the right verdict, cell and figures."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import Cell, Pipeline, Settings
+from suites.selftest import fakes
 
 pytestmark = pytest.mark.selftest
 
@@ -32,11 +34,12 @@ class Bench:
     graph: Path
     cache: Path
 
-    def run(self, directory: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, directory: Path, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         chosen = ["--model", self.model, "--engine", "onnxruntime", "--precision", "fp32"]
         places = ["--cache-dir", str(self.cache), "--results", str(directory / "results.json")]
         command = [sys.executable, "-m", "pytest", "-m", "accuracy", *chosen, *places, *options]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        environment = {**os.environ, **variables}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -126,6 +129,14 @@ def test_not_a_number_in_one_output_is_invalid(bench: Bench, tmp_path: Path) -> 
     assert run.returncode == 1, run.stdout + run.stderr
     assert verdicts(tmp_path, bench.model)["status"] == "INVALID"
     assert re.search(rf"INVALID {bench.model}-fp32-onnxruntime .*'cls_8'.*NaN", run.stdout)
+
+
+def test_ten_images_lost_are_invalid(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(tmp_path, "-p", fakes.PLUGIN, **{fakes.FAULTS_VARIABLE: "lost=10"})
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert verdicts(tmp_path, bench.model)["status"] == "INVALID"
+    found = "wanted each of 256 images once, found 246 processed, 10 lost"
+    assert re.search(rf"INVALID {bench.model}-fp32-onnxruntime integrity: .*{found}", run.stdout)
 
 
 def test_reading_blue_as_red_costs_over_a_hundredth_and_is_a_regression(bench: Bench, tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_a_required_missing_engine_fails_with_the_reason(accepted: Workplace) ->
     outcome = run(accepted, "-m", "accuracy", "--require", FP32, faults="missing")
     assert outcome.code == 1
     assert f"MISSING {FP32} needs: the fake runtime is not installed" in outcome.text
-    assert "2 skipped, 2 deselected, 2 errors" in outcome.text
+    assert re.search(r"2 skipped, \d+ deselected, 2 errors", outcome.text)
 
 
 def test_one_judged_cell_among_missing_ones_is_enough(accepted: Workplace) -> None:

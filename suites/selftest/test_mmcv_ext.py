@@ -41,22 +41,40 @@ def suppress_literally(boxes: np.ndarray, scores: np.ndarray, iou_threshold: flo
     return [i for i in order if i not in gone]
 
 
-def random_boxes(seed: int, coarse: bool) -> tuple[np.ndarray, np.ndarray]:
-    """80 boxes and scores; coarse ones have borderline overlaps, empty boxes and equal scores among them."""
+def random_boxes(seed: int, coarse: bool, count: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores; coarse ones have borderline overlaps, identical and empty boxes and equal scores among them."""
     rng = np.random.default_rng(seed)
-    corners, sizes, scores = rng.uniform(0, 60, (80, 2)), rng.uniform(1, 40, (80, 2)), rng.uniform(size=80)
+    corners, sizes, scores = rng.uniform(0, 60, (count, 2)), rng.uniform(1, 40, (count, 2)), rng.uniform(size=count)
     if coarse:
         corners, sizes, scores = corners // 10 * 10, sizes // 10 * 10, np.round(scores, 1)
     return np.concatenate([corners, corners + sizes], axis=1).astype(np.float32), scores.astype(np.float32)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("iou_threshold", [0.0, 0.3, 0.5, 0.6, 1.0])
 @pytest.mark.parametrize("coarse", [False, True], ids=["random", "borderline"])
 def test_nms_keeps_what_the_literal_double_loop_keeps(coarse: bool, iou_threshold: float, offset: int) -> None:
-    boxes, scores = random_boxes(seed=offset, coarse=coarse)
-    kept = nms_indices(boxes, scores, iou_threshold, offset)
-    assert kept.tolist() == suppress_literally(boxes, scores, iou_threshold, offset)
+    for seed in range(20):
+        boxes, scores = random_boxes(seed, coarse, count=1 + 2 * seed)
+        kept = nms_indices(boxes, scores, iou_threshold, offset)
+        assert kept.tolist() == suppress_literally(boxes, scores, iou_threshold, offset)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(
+    ("size", "kept"), [((10, 10), {0: [1], 1: [1]}), ((0, 0), {0: [1, 0, 2], 1: [1]}), ((0, 9), {0: [1, 0, 2], 1: [1]})]
+)
+def test_of_identical_boxes_nms_keeps_the_best_unless_they_are_empty(
+    size: tuple[int, int], kept: dict[int, list[int]], offset: int
+) -> None:
+    boxes = np.array([[5, 5, 5 + size[0], 5 + size[1]]] * 3, np.float32)
+    assert nms_indices(boxes, np.array([0.5, 0.9, 0.5], np.float32), 0.5, offset).tolist() == kept[offset]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_of_equal_scores_nms_keeps_the_first(offset: int) -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [0, 1, 10, 11]], np.float32)
+    assert nms_indices(boxes, np.ones(3, np.float32), 0.5, offset).tolist() == [0]
 
 
 def test_nms_of_nothing_keeps_nothing() -> None:

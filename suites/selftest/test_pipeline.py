@@ -12,10 +12,12 @@ import onnx
 import pytest
 
 from harness import pipeline as pipeline_module
+from harness.detect.detections import Detections
 from harness.detect.run import run
 from harness.engines import ENGINES, get_engine
 from harness.engines.base import Capabilities
-from harness.errors import EngineError, GraphError, InvalidRun, Missing, UsageError
+from harness.errors import EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
+from harness.measure.curves import Curves
 from harness.measure.throughput import summarise
 from harness.model.checkpoint import RANDOM_WEIGHTS
 from harness.pipeline import CALIBRATION_IMAGES, EMBEDDED, Cell, Pipeline, Prepared, Settings, run_graph
@@ -335,8 +337,68 @@ def test_a_limit_cuts_the_data_set(place: Workplace) -> None:
     assert (len(made.dataset.images), made.metrics.images) == (5, 5)
 
 
+def broken_off(pipeline: Pipeline, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends with its second batch."""
+
+    class Stopped(Exception):
+        pass
+
+    def infer(session: FakeSession, images: Any) -> Any:
+        if calls:
+            raise Stopped
+        calls.append(images)
+        return original(session, images)
+
+    original, calls = FakeSession._infer, list[Any]()
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeSession, "_infer", infer)
+        with pytest.raises(Stopped):
+            pipeline.accuracy(cell)
+
+
+def test_a_run_that_was_broken_off_is_taken_up_again(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = place.settings(batch_size=1)
+    whole = Pipeline(place.settings(batch_size=1, cache_dir=place.root / "other")).accuracy(FP32)
+    for round_ in range(3):
+        broken_off(Pipeline(settings), FP32, monkeypatch)
+        kept = [entry for entry in Pipeline(settings).cache.entries() if entry.kind == "run"]
+        assert [entry.inputs["cell"] for entry in kept] == [FP32.id], round_
+    with counted(monkeypatch, FakeSession, "_infer") as calls:
+        made = Pipeline(settings).accuracy(FP32)
+    assert made.run.detections.identical(whole.run.detections)
+    assert 0 < made.run.resumed == len(made.dataset.images) - len(calls)
+    assert [entry for entry in Pipeline(settings).cache.entries() if entry.kind == "run"] == []
+
+
+def test_a_run_is_not_taken_up_again_by_other_settings_or_where_that_is_not_wanted(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(Pipeline(place.settings(batch_size=1)), FP32, monkeypatch)
+    assert Pipeline(place.settings(batch_size=2)).accuracy(FP32).run.resumed == 0
+    assert Pipeline(place.settings(batch_size=1, limit=7)).accuracy(FP32).run.resumed == 0
+    assert Pipeline(place.settings(batch_size=1)).accuracy(FP16).run.resumed == 0
+    assert Pipeline(place.settings(batch_size=1, resume=False)).accuracy(FP32).run.resumed == 0
+
+
+def test_detections_and_curves_are_kept_where_a_record_is_wanted(place: Workplace) -> None:
+    made = Pipeline(place.settings(record=place.root / "record")).accuracy(FP32)
+    folder = place.root / "record" / FP32.id
+    assert Detections.load(folder / "detections.npz").identical(made.run.detections)
+    assert Curves.load(folder / "curves.npz").precision.tobytes() == made.metrics.curves.precision.tobytes()
+
+
+def test_a_record_that_cannot_be_written_names_its_option(place: Workplace) -> None:
+    (place.root / "record").write_text("a file")
+    with pytest.raises(ResultsError, match=r"cannot write to .*record.*\n.*--record DIR"):
+        Pipeline(place.settings(record=place.root / "record")).accuracy(FP32)
+
+
+def test_the_seconds_of_all_stages_are_kept(pipeline: Pipeline) -> None:
+    assert set(pipeline.accuracy(FP32).run.seconds) == {"preprocess", "infer", "decode", "wall", "evaluate"}
+
+
 def test_a_lost_image_is_invalid(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "run", losing(run))
+    monkeypatch.setattr(pipeline_module, "run", losing(run, 1))
     with pytest.raises(InvalidRun, match="12 images once, found 11 processed, 1 lost"):
         pipeline.accuracy(FP32)
 

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import io
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.detect.preprocess import Geometry, preprocess, preprocess_batch, read_image
+from harness.detect.preprocess import Geometry, preprocess, preprocess_batch, preprocess_into, read_image
 from harness.errors import DatasetError
 from harness.model.mmdet import InputSpec, build_module, describe_input, load_config
 from harness.model.registry import load_models
+from harness.pipeline import EMBEDDED
 
 pytestmark = pytest.mark.selftest
 
@@ -38,10 +41,16 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     }[mode]()
 
 
-def turned(orientation: int) -> bytes:
+def turned(orientation: int, kind: str = "JPEG", mode: str = "RGB") -> bytes:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
-    return encoded(picture(97, 61), "JPEG", exif=exif)
+    return encoded(picture(97, 61, mode), kind, exif=exif)
+
+
+def sixteen_bits_colour() -> bytes:
+    """A colour PNG of 16 bits a channel, which Pillow does not write."""
+    levels = np.random.default_rng(0).integers(0, 65536, (33, 64, 3), dtype=np.uint16)
+    return cv2.imencode(".png", levels)[1].tobytes()
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -56,15 +65,22 @@ FILES: dict[str, Callable[[], bytes]] = {
     "progressive.jpg": lambda: encoded(picture(150, 150), "JPEG", progressive=True),
     "grey.jpg": lambda: encoded(picture(101, 67, "L"), "JPEG"),
     "cmyk.jpg": lambda: encoded(picture(101, 67, "CMYK"), "JPEG"),
-    "upright.jpg": lambda: turned(1),
-    "mirrored.jpg": lambda: turned(2),
-    "upside_down.jpg": lambda: turned(3),
-    "on_its_side.jpg": lambda: turned(6),
+    **{f"orientation_{value}.jpg": functools.partial(turned, value) for value in range(1, 9)},
+    "orientation_unknown.jpg": lambda: turned(9),
+    "orientation_6.png": lambda: turned(6, "PNG"),
+    "grey_turned.jpg": lambda: turned(8, mode="L"),
+    "cmyk_turned.jpg": lambda: turned(5, mode="CMYK"),
     "trailing_bytes.jpg": lambda: encoded(picture(50, 40), "JPEG") + b"appended",
     "colour.png": lambda: encoded(picture(64, 33), "PNG"),
     "alpha.png": lambda: encoded(picture(64, 33, "RGBA"), "PNG"),
     "palette.png": lambda: encoded(picture(64, 33, "P"), "PNG"),
+    "transparent_palette.png": lambda: encoded(picture(64, 33, "P"), "PNG", transparency=3),
+    "grey.png": lambda: encoded(picture(64, 33, "L"), "PNG"),
+    "black_and_white.png": lambda: encoded(picture(64, 33, "L").convert("1"), "PNG"),
     "sixteen_bits.png": lambda: encoded(picture(64, 33, "I;16"), "PNG"),
+    "sixteen_bits_colour.png": sixteen_bits_colour,
+    "picture.webp": lambda: encoded(picture(90, 70), "WEBP"),
+    "picture.bmp": lambda: encoded(picture(90, 70), "BMP"),
     "one_pixel.png": lambda: encoded(picture(1, 1), "PNG"),
     "exact_fit.png": lambda: encoded(picture(160, 160), "PNG"),
     "three_to_one.png": lambda: encoded(picture(299, 100), "PNG"),
@@ -91,16 +107,21 @@ def input_spec(keep_ratio: bool, height: int = 160, width: int = 160) -> InputSp
     return dataclasses.replace(_mmdet("paa")[2], height=height, width=width, keep_ratio=keep_ratio)
 
 
-def through_mmdet(path: Path, spec: InputSpec) -> tuple[np.ndarray, dict[str, Any]]:
-    """The network's input that mmdet makes of a file, padded to the whole input, and its meta information."""
+@functools.cache
+def _mmdet_pipeline(width: int, height: int, keep_ratio: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """mmdet's test pipeline for one input, without annotations."""
     from mmcv.transforms import Compose
 
-    config, data_preprocessor, _ = _mmdet("paa")
-    steps = [dict(step) for step in config.test_pipeline if step["type"] != "LoadAnnotations"]
+    steps = [dict(step) for step in _mmdet("paa")[0].test_pipeline if step["type"] != "LoadAnnotations"]
     resize = next(step for step in steps if step["type"] == "Resize")
-    resize.update(scale=(spec.width, spec.height), keep_ratio=spec.keep_ratio)
-    data = Compose(steps)({"img_path": str(path), "img_id": 0})
-    batch = data_preprocessor({"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}, False)
+    resize.update(scale=(width, height), keep_ratio=keep_ratio)
+    return Compose(steps)
+
+
+def through_mmdet(path: Path, spec: InputSpec) -> tuple[np.ndarray, dict[str, Any]]:
+    """The network's input that mmdet makes of a file, padded to the whole input, and its meta information."""
+    data = _mmdet_pipeline(spec.width, spec.height, spec.keep_ratio)({"img_path": str(path), "img_id": 0})
+    batch = _mmdet("paa")[1]({"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}, False)
     image = batch["inputs"][0].numpy()
     padding = [(0, 0), (0, spec.height - image.shape[1]), (0, spec.width - image.shape[2])]
     return np.pad(image, padding), data["data_samples"].metainfo
@@ -141,6 +162,46 @@ def test_full_size_inputs_are_bitwise_those_of_mmdet(family: str, size: tuple[in
     np.testing.assert_array_equal(ours, through_mmdet(path, spec)[0])
 
 
+def photographs(folder: Path) -> list[Path]:
+    return sorted((folder / "images" / "val2017").glob("*.jpg"))
+
+
+EMBEDDED_PHOTOGRAPHS = photographs(EMBEDDED / "data")
+
+
+def differing(family: str, files: Sequence[Path]) -> list[str]:
+    """The files of which we make another input than mmdet does."""
+    spec = _mmdet(family)[2]
+    return [
+        path.name
+        for path in files
+        if not np.array_equal(preprocess(read_image(path), spec)[0], through_mmdet(path, spec)[0])
+    ]
+
+
+def test_there_are_embedded_images() -> None:
+    assert len(EMBEDDED_PHOTOGRAPHS) > 100
+
+
+@pytest.mark.parametrize("family", ["pisa-mini", "paa-mini"])
+def test_every_embedded_image_becomes_bitwise_the_input_that_mmdet_makes_of_it(family: str) -> None:
+    assert differing(family, EMBEDDED_PHOTOGRAPHS) == []
+
+
+def test_an_input_that_is_not_mmdets_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.detect.preprocess.cv2.INTER_LINEAR", cv2.INTER_CUBIC)
+    assert differing("paa-mini", EMBEDDED_PHOTOGRAPHS[:1]) == [EMBEDDED_PHOTOGRAPHS[0].name]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DATASETS_DIR" not in os.environ, reason="DATASETS_DIR names no folder of photographs")
+@pytest.mark.parametrize("family", ["pisa", "paa"])
+def test_every_photograph_becomes_bitwise_the_input_that_mmdet_makes_of_it(family: str) -> None:
+    files = photographs(Path(os.environ["DATASETS_DIR"]))
+    assert files
+    assert differing(family, files) == []
+
+
 def test_a_portrait_fits_into_a_landscape_input() -> None:
     _, geometry = preprocess(np.zeros((400, 100, 3), np.uint8), input_spec(True, height=96, width=160))
     assert (geometry.content_height, geometry.content_width) == (96, 24)
@@ -150,6 +211,41 @@ def test_channels_keep_their_order_where_the_model_wants_bgr() -> None:
     spec = dataclasses.replace(input_spec(False, 32, 32), to_rgb=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     ours, _ = preprocess(np.full((32, 32, 3), (1, 2, 3), np.uint8), spec)
     assert ours[:, 0, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_an_array_that_is_there_is_filled_like_a_new_one() -> None:
+    spec = input_spec(True)
+    out = np.full((3, 160, 160), 7.0, np.float32)
+    geometry = preprocess_into(out, pictures()[0], spec)
+    wanted = preprocess(pictures()[0], spec)
+    np.testing.assert_array_equal(out, wanted[0])
+    assert geometry == wanted[1]
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.empty((3, 160, 160), np.float64),
+        np.empty((3, 160, 128), np.float32),
+        np.empty((1, 3, 160, 160), np.float32),
+        np.empty((3, 160, 320), np.float32)[:, :, ::2],
+    ],
+    ids=["float64", "width", "batch", "not contiguous"],
+)
+def test_a_row_of_another_form_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"out: wanted contiguous float32 \[3, 160, 160\]"):
+        preprocess_into(out, pictures()[0], input_spec(True))
+
+
+def test_threads_fill_the_rows_of_a_batch_like_one_thread() -> None:
+    spec = input_spec(True)
+    images = [np.asarray(picture(60 + i, 40 + i % 7)) for i in range(64)]
+    out = np.full((64, 3, 160, 160), 7.0, np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        geometries = list(pool.map(preprocess_into, out, images, [spec] * 64))
+    wanted = preprocess_batch(images, spec)
+    np.testing.assert_array_equal(out, wanted[0])
+    assert geometries == wanted[1]
 
 
 def test_an_input_is_contiguous_float32() -> None:
@@ -232,11 +328,13 @@ CUT_SHORT: dict[str, Callable[[], bytes]] = {
     "half_with_thumbnail.jpg": lambda: with_thumbnail()[:-1000],
     "start_marker_only.jpg": lambda: b"\xff\xd8",
     "no_image_data.jpg": lambda: b"\xff\xd8\xff\xd9",
+    "half.png": lambda: FILES["colour.png"]()[:2000],
+    "no_last_chunk.png": lambda: FILES["colour.png"]()[:-12],
 }
 
 
 @pytest.mark.parametrize("name", CUT_SHORT)
-def test_a_jpeg_that_was_cut_short_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_an_image_that_was_cut_short_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(CUT_SHORT[name]())
     with pytest.raises(DatasetError, match=f"{name} is cut short"):
@@ -244,7 +342,6 @@ def test_a_jpeg_that_was_cut_short_is_refused_by_name(name: str, tmp_path: Path)
 
 
 UNREADABLE: dict[str, Callable[[], bytes]] = {
-    "half.png": lambda: FILES["colour.png"]()[:2000],
     "empty.jpg": lambda: b"",
     "page.jpg": lambda: b"<html>404</html>",
 }

@@ -1,18 +1,22 @@
 """A run shows every image once to the session, in order, padded to the batch, and refuses what means nothing."""
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from harness.detect import run as runner
 from harness.detect.dataset import Dataset, load_coco
 from harness.detect.decode import Boxes
-from harness.detect.preprocess import Geometry, preprocess_batch
-from harness.detect.run import Images, Maps, load_batch, run
-from harness.errors import DatasetError, InvalidRun
+from harness.detect.journal import Journal
+from harness.detect.preprocess import Geometry, preprocess_batch, read_image
+from harness.detect.run import Images, Maps, load_batch, parts_of, run
+from harness.errors import DatasetError, DecodeError, InvalidRun, NotFinite
 from harness.model.mmdet import InputSpec
 from suites.selftest.fakes import write_images
 
@@ -30,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @dataclass
 class Spy:
-    """A session that keeps what it is shown and says so in its one output `[batch, 1]`."""
+    """A session that keeps what it is shown, and numbers it from 1 in its one output `[batch, 1]`."""
 
     broken: Mapping[int, float] = field(default_factory=dict)
     shown: list[Images] = field(default_factory=list)
@@ -40,23 +44,33 @@ class Spy:
         done = len(self.shown) * len(images)
         self.shown.append(images.copy())
         self.threads.add(threading.get_ident())
-        rows = [[self.broken.get(done + row, 0.0)] for row in range(len(images))]
+        rows = [[self.broken.get(done + row, done + row + 1.0)] for row in range(len(images))]
         return {"out": np.array(rows, np.float32)}
 
 
 @dataclass
 class Counting:
-    """A decoder that gives image n one box, n pixels wide, in order of being asked."""
+    """A decoder that gives image n one box, n pixels wide."""
 
-    geometries: list[Geometry] = field(default_factory=list)
+    seen: dict[int, Geometry] = field(default_factory=dict)
 
-    def decode(self, outputs: Mapping[str, object], geometries: Sequence[Geometry]) -> list[Boxes]:
-        found = []
-        for geometry in geometries:
-            self.geometries.append(geometry)
-            box = np.array([[0, 0, len(self.geometries), 1]], np.float32)
-            found.append(Boxes(box, np.ones(1, np.float32), np.zeros(1, np.int64)))
-        return found
+    @property
+    def geometries(self) -> list[Geometry]:
+        return [self.seen[number] for number in sorted(self.seen)]
+
+    def check(self, outputs: Mapping[str, object], images: int) -> None:
+        if set(outputs) != {"out"}:
+            raise DecodeError(f"wanted out, found {', '.join(outputs)}", "mend the spy")
+
+    def decode(self, outputs: Maps, geometries: Sequence[Geometry]) -> list[Boxes]:
+        raise NotImplementedError
+
+    def decode_image(self, outputs: Maps, row: int, geometry: Geometry) -> Boxes:
+        number = float(outputs["out"][row, 0])
+        if not np.isfinite(number):
+            raise NotFinite("out")
+        self.seen[int(number)] = geometry
+        return Boxes(np.array([[0, 0, number, 1]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
 
 
 def test_every_image_is_processed_once_in_order(dataset: Dataset) -> None:
@@ -124,7 +138,7 @@ def test_progress_is_told_after_each_batch(dataset: Dataset) -> None:
 def test_the_seconds_of_each_stage_are_kept(dataset: Dataset) -> None:
     seconds = run(dataset, Spy(), SPEC, Counting(), BATCH).seconds
     assert {stage: value > 0 for stage, value in seconds.items()} == dict.fromkeys(
-        ("preprocess", "infer", "decode"), True
+        ("preprocess", "infer", "decode", "wall"), True
     )
 
 
@@ -162,6 +176,106 @@ def test_a_session_that_fails_ends_the_run(dataset: Dataset) -> None:
 
     with pytest.raises(InvalidRun, match="throttled"):
         run(dataset, Broken(), SPEC, Counting(), BATCH)
+
+
+@dataclass
+class Failing(Spy):
+    """Fails at its `calls`-th call."""
+
+    calls: int = 1
+
+    def infer(self, images: Images) -> Maps:
+        if len(self.shown) + 1 == self.calls:
+            raise InvalidRun("throttled", "cool it")
+        return super().infer(images)
+
+
+@dataclass
+class Resumed(Spy):
+    """Numbers images from where the run goes on."""
+
+    start: int = 0
+
+    def infer(self, images: Images) -> Maps:
+        return {"out": super().infer(images)["out"] + np.float32(self.start)}
+
+
+def journal_of(dataset: Dataset, path: Path, batch: int) -> Journal:
+    return Journal(path, [[record.id for record in part] for part in parts_of(dataset, batch)])
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 6, 12])
+def test_a_run_that_ended_early_goes_on_where_it_was(dataset: Dataset, tmp_path: Path, calls: int) -> None:
+    whole = run(dataset, Spy(), SPEC, Counting(), 1).detections
+    with pytest.raises(InvalidRun, match="throttled"):
+        run(dataset, Failing(calls=calls), SPEC, Counting(), 1, journal=journal_of(dataset, tmp_path / "journal", 1))
+    journal = journal_of(dataset, tmp_path / "journal", 1)
+    done = len(journal.parts)
+    assert done == calls - 1, "a batch that was inferred is lost"
+    told: list[tuple[int, int]] = []
+    session = Resumed(start=done)
+    again = run(dataset, session, SPEC, Counting(), 1, lambda *pair: told.append(pair), journal)
+    assert again.detections.identical(whole)
+    assert (again.resumed, len(session.shown)) == (done, IMAGES - done)
+    assert told[0] == (max(done, 1), IMAGES)
+
+
+def test_a_finished_journal_needs_no_inference(dataset: Dataset, tmp_path: Path) -> None:
+    whole = run(dataset, Spy(), SPEC, Counting(), BATCH, journal=journal_of(dataset, tmp_path / "journal", BATCH))
+    session = Spy()
+    again = run(dataset, session, SPEC, Counting(), BATCH, journal=journal_of(dataset, tmp_path / "journal", BATCH))
+    assert again.detections.identical(whole.detections)
+    assert (again.resumed, session.shown) == (IMAGES, [])
+
+
+def test_a_batch_is_decoded_while_the_next_is_inferred(dataset: Dataset) -> None:
+    second = threading.Event()
+
+    class Signalling(Spy):
+        def infer(self, images: Images) -> Maps:
+            if self.shown:
+                second.set()
+            return super().infer(images)
+
+    class Waiting(Counting):
+        def decode_image(self, outputs: Maps, row: int, geometry: Geometry) -> Boxes:
+            assert second.wait(timeout=30), "the second batch is not inferred before the first is decoded"
+            return super().decode_image(outputs, row, geometry)
+
+    assert len(run(dataset, Signalling(), SPEC, Waiting(), BATCH).detections) == IMAGES
+
+
+def test_a_batch_is_loaded_while_the_one_before_is_inferred(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+
+    def read(path: Path) -> npt.NDArray[np.uint8]:
+        if path == dataset.images[BATCH].path:
+            loaded.set()
+        return read_image(path)
+
+    class Waiting(Spy):
+        def infer(self, images: Images) -> Maps:
+            assert loaded.wait(timeout=30), "the second batch is not loaded while the first is inferred"
+            return super().infer(images)
+
+    monkeypatch.setattr(runner, "read_image", read)
+    assert len(run(dataset, Waiting(), SPEC, Counting(), BATCH).detections) == IMAGES
+
+
+def test_two_sets_of_raw_maps_are_alive_at_most(dataset: Dataset) -> None:
+    alive: list[weakref.ref[npt.NDArray[np.float32]]] = []
+    most = 0
+
+    class Counted(Spy):
+        def infer(self, images: Images) -> Maps:
+            nonlocal most
+            maps = super().infer(images)
+            alive.append(weakref.ref(maps["out"]))
+            most = max(most, sum(one() is not None for one in alive))
+            return maps
+
+    run(dataset, Counted(), SPEC, Counting(), 1)
+    assert most == 2
 
 
 def test_a_batch_holds_records_images_and_geometries(dataset: Dataset) -> None:

@@ -3,13 +3,11 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+
+from harness.detect.decode.entries import FloatArray, IndexArray
 
 if TYPE_CHECKING:
     from harness.model.mmdet import HeadSpec
-
-FloatArray = npt.NDArray[np.float32]
-IndexArray = npt.NDArray[np.int64]
 
 
 def base_anchors(head: "HeadSpec", stride: int) -> FloatArray:
@@ -27,11 +25,14 @@ def base_anchors(head: "HeadSpec", stride: int) -> FloatArray:
     return np.stack([-half_widths, -half_heights, half_widths, half_heights], axis=-1)
 
 
-def anchors_at(base: FloatArray, stride: int, columns: int, cells: IndexArray, kinds: IndexArray) -> FloatArray:
-    """The anchors of `kinds` `[K]` at `cells` `[K]` (row * columns + column), `[K, 4]` xyxy in pixels of the input.
+def anchors_at(base: FloatArray, rows: IndexArray, columns: IndexArray, strides: IndexArray) -> FloatArray:
+    """Anchors of the cells at `rows` and `columns` `[K]` of their level, `[4, K]` xyxy in pixels of the input.
+
+    Args:
+        base: `[4, K]`, the same anchors in the cell at the origin.
+        strides: `[K]`, pixels of the input from cell to cell.
 
     Source: mmdet 3.3.0 `AnchorGenerator.single_level_grid_priors`.
     """
-    rows, column = np.divmod(cells, columns)
-    shifts = (np.stack([column, rows, column, rows], axis=-1) * stride).astype(np.float32)
-    return base[kinds] + shifts
+    x, y = (columns * strides).astype(np.float32), (rows * strides).astype(np.float32)
+    return np.stack([base[0] + x, base[1] + y, base[2] + x, base[3] + y])

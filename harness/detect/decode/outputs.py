@@ -1,11 +1,10 @@
 """Takes an engine's named outputs; gives them back checked against what the head must produce."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from harness.detect.decode.boxes import Maps
 from harness.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -24,28 +23,38 @@ def output_shapes(head: "HeadSpec", input_spec: "InputSpec", batch: int) -> dict
     return shapes
 
 
-def check_outputs(
-    outputs: Mapping[str, npt.NDArray[Any]], head: "HeadSpec", input_spec: "InputSpec", images: int
-) -> None:
-    """Accept the raw maps of a batch of at least `images` rows.
+def are_arrays(outputs: Maps) -> bool:
+    """Whether the maps are numpy arrays; otherwise they are torch tensors, wherever those lie."""
+    return isinstance(next(iter(outputs.values())), np.ndarray)
+
+
+def check_outputs(outputs: Maps, head: "HeadSpec", input_spec: "InputSpec", images: int) -> None:
+    """Accept the raw maps of a batch of at least `images` rows, numpy arrays or torch tensors.
 
     Raises:
         DecodeError: names, shapes or types are not the head's.
     """
     _check_names(set(outputs), head)
-    batch = int(outputs[head.output_names[0]].shape[0]) if outputs[head.output_names[0]].ndim else 0
+    first = outputs[head.output_names[0]]
+    batch = int(first.shape[0]) if first.ndim else 0
     if batch < images:
         raise DecodeError(
             f"wanted outputs for {images} images, found {batch} rows", "run the engine on the whole batch, then decode"
         )
     for name, shape in output_shapes(head, input_spec, batch).items():
         found = outputs[name]
-        if found.shape != shape:
+        if tuple(found.shape) != shape:
             raise DecodeError(f"output '{name}': wanted shape {list(shape)}, found {list(found.shape)}", EXPORT_AGAIN)
-        if found.dtype not in (np.float32, np.float16):
+        dtype = str(found.dtype).removeprefix("torch.")
+        if dtype not in ("float32", "float16"):
             raise DecodeError(
-                f"output '{name}': wanted float32 or float16, found {found.dtype}",
+                f"output '{name}': wanted float32 or float16, found {dtype}",
                 "let the engine convert its outputs to float32 (an int8 graph ends in DequantizeLinear)",
+            )
+        if isinstance(found, np.ndarray) != isinstance(first, np.ndarray):
+            raise DecodeError(
+                f"output '{name}': wanted a {type(first).__name__} like the others, found a {type(found).__name__}",
+                "hand in all maps as numpy arrays, or all as torch tensors",
             )
 
 

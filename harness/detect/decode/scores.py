@@ -1,10 +1,8 @@
-"""Takes raw class logits; gives their scores, the candidates above a threshold and the best of them."""
+"""Takes raw logits; gives scores, floors under which no logit can count, and the order in which mmdet ranks scores."""
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
-IndexArray = npt.NDArray[np.int64]
+from harness.detect.decode.entries import FloatArray, IndexArray
 
 # Relative margin by which a threshold is lowered before logits are compared with it. Far above what float32 rounding
 # can shift a score by, and small enough that next to no logit passes in vain; scores decide in the end.
@@ -33,44 +31,32 @@ def logit_floor(score_thr: float) -> float:
     return float(np.log(probability) - np.log1p(-probability))
 
 
-def candidates(logits: npt.NDArray[np.float32 | np.float16], score_thr: float) -> tuple[IndexArray, FloatArray]:
-    """All entries whose score is greater than `score_thr`, after one read of the map.
+def class_logit_floors(iou_logits: FloatArray, score_thr: float) -> FloatArray:
+    """For each anchor the class logit under which sqrt(class x IoU) cannot be greater than `score_thr`.
 
-    Returns:
-        indices `[K]` into the flattened map, ascending; and their scores `[K]`.
+    From class > score_thr^2 / IoU, lowered by `MARGIN`; infinite where no class can pass.
     """
-    flat = logits.reshape(-1)
-    indices = np.flatnonzero(_may_exceed(flat, logit_floor(score_thr)))
-    scores = sigmoid(flat[indices].astype(np.float32, copy=False))
-    passed = scores > np.float32(score_thr)
-    return indices[passed], scores[passed]
+    if score_thr < 0:
+        return np.full_like(iou_logits, -np.inf)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        probabilities = np.float32(score_thr**2 * (1 - MARGIN)) * (1 + np.exp(-iou_logits))
+        floors: FloatArray = np.log(probabilities) - np.log1p(-probabilities)
+    return np.where(probabilities < 1, floors, np.float32(np.inf))
 
 
-def _may_exceed(values: npt.NDArray[np.float32 | np.float16], floor: float) -> npt.NDArray[np.bool_]:
-    """True wherever `value > floor`; a NaN or a value right at the floor may be True too."""
-    if values.dtype == np.float32:
-        return np.greater(values, np.float32(floor))
-    with np.errstate(over="ignore"):
-        half = np.nextafter(np.float16(floor), np.float16(-np.inf))
-    # numpy widens float16 element by element; its bits compare ten times faster. As unsigned integers all positive
-    # numbers come before all negative ones, which ascend away from zero.
-    above: npt.NDArray[np.bool_] = (
-        np.less(values.view(np.uint16), half.view(np.uint16))
-        if np.signbit(half)
-        else np.greater(values.view(np.int16), half.view(np.int16))
-    )
-    return above
-
-
-def best_first(scores: FloatArray, tie_keys: IndexArray, limit: int) -> IndexArray:
+def best_first(scores: FloatArray, tie_keys: IndexArray, limit: int = 0) -> IndexArray:
     """Indices of the `limit` highest scores (of all when `limit` is not positive), best first.
 
-    Equal scores come in ascending order of `tie_keys`. mmdet's `sort` and `topk` leave that order to torch, which
-    does not define it.
+    Args:
+        scores: `[N]`, none negative, none NaN.
+        tie_keys: `[N]` in 0..2^32-1, no two alike; equal scores come in their ascending order. mmdet's `sort` and
+            `topk` leave that order to torch, which does not define it.
     """
     kept = np.arange(len(scores))
-    if 0 < limit < len(scores):
+    if 0 < 4 * limit < len(scores):
         lowest = np.partition(scores, len(scores) - limit)[len(scores) - limit]
         kept = np.flatnonzero(scores >= lowest)
-    ranked = kept[np.lexsort((tie_keys[kept], -scores[kept]))]
+    # Bit patterns of numbers that are not negative ascend as the numbers do; one sort of integers does for both keys.
+    patterns = scores[kept].view(np.uint32).astype(np.uint64)
+    ranked = kept[np.argsort(((np.uint64(0xFFFFFFFF) - patterns) << np.uint64(32)) | tie_keys[kept].astype(np.uint64))]
     return ranked[:limit] if limit > 0 else ranked

@@ -1,0 +1,106 @@
+"""Takes raw maps as torch tensors of any device; gives each image's `Entries`, found and gathered on that device."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.detect.decode.boxes import Maps
+from harness.detect.decode.entries import FloatArray, IndexArray
+from harness.detect.decode.scores import MARGIN, logit_floor
+from harness.errors import NotFinite
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.model.mmdet import HeadSpec
+
+
+class DeviceEntries:
+    """`Entries` of one row of tensors, gathered and already on the host."""
+
+    def __init__(self, levels: list[npt.NDArray[np.int32]]) -> None:
+        """`levels`: what `_level` packs, of this row alone, as numpy arrays."""
+        packed = np.concatenate(levels)
+        values = np.ascontiguousarray(packed[:, 2:].T).view(np.float32)
+        self.counts = tuple(len(level) for level in levels)
+        self.indices: IndexArray = packed[:, 1].astype(np.int64)
+        self.logits: FloatArray = values[0]
+        self.iou_logits: FloatArray = values[5:].reshape(-1)
+        self._deltas: FloatArray = values[1:5]
+
+    def deltas(self, positions: IndexArray) -> FloatArray:
+        """See `Entries.deltas`."""
+        return self._deltas.take(positions, axis=1)
+
+
+def device_entries(outputs: Maps, rows: range, head: "HeadSpec") -> list[DeviceEntries]:
+    """The entries of each of `rows` of maps that `check_outputs` has accepted.
+
+    The maps stay where they are; one sum of each map's rows and the entries of all rows cross to the host.
+
+    Raises:
+        NotFinite: NaN or Inf anywhere in the rows.
+    """
+    import torch
+
+    with torch.no_grad():
+        maps = {name: outputs[name][rows.start : rows.stop] for name in head.output_names}
+        _require_finite(maps)
+        found = [_level(maps, head, stride) for stride in head.strides]
+        packed = torch.cat(found).cpu().numpy()
+    levels = np.split(packed, np.cumsum([len(level) for level in found])[:-1])
+    bounds = [np.searchsorted(level[:, 0], np.arange(len(rows) + 1)) for level in levels]
+    return [
+        DeviceEntries([level[ends[i] : ends[i + 1]] for level, ends in zip(levels, bounds, strict=True)])
+        for i in range(len(rows))
+    ]
+
+
+def _require_finite(maps: Mapping[str, "torch.Tensor"]) -> None:
+    """A sum is finite only if all its terms are; one that overflows although they are gets a closer look."""
+    import torch
+
+    sums = torch.stack([values.sum(dim=(1, 2, 3), dtype=torch.float32) for values in maps.values()]).cpu().numpy()
+    for (name, values), finite in zip(maps.items(), np.isfinite(sums).all(axis=1), strict=True):
+        if not finite and not bool(torch.isfinite(values).all()):
+            raise NotFinite(name)
+
+
+def _level(maps: Mapping[str, "torch.Tensor"], head: "HeadSpec", stride: int) -> "torch.Tensor":
+    """A level's entries above their floors, by row and index: `[K, 7 or 8]` int32.
+
+    The columns: row, index into the flattened class map, then the bit patterns of the class logit, four deltas and,
+    where the head has it, the IoU logit.
+    """
+    import torch
+
+    cls, box = maps[f"cls_{stride}"], maps[f"box_{stride}"]
+    images, num_cells = len(cls), cls.shape[2] * cls.shape[3]
+    logits = cls.reshape(images, head.num_anchors, head.num_classes, num_cells)
+    # Compared as a tensor of one element: a Python number would be rounded to float16 with the maps.
+    floors = torch.full((1, 1, 1, 1), logit_floor(head.score_thr), device=cls.device)
+    if head.family == "paa":
+        ious = maps[f"iou_{stride}"].reshape(images, head.num_anchors, num_cells)
+        floors = _class_logit_floors(ious.float(), head.score_thr)[:, :, None]
+    places = torch.nonzero(logits > floors)
+    rows, kinds, labels, cells = places.unbind(dim=1)
+    columns = [
+        logits[rows, kinds, labels, cells][:, None],
+        box.reshape(images, head.num_anchors, 4, num_cells)[rows, kinds, :, cells],
+    ]
+    if head.family == "paa":
+        columns.append(ious[rows, kinds, cells][:, None])
+    values = torch.cat([column.float() for column in columns], dim=1)
+    indices = (kinds * head.num_classes + labels) * num_cells + cells
+    return torch.cat([torch.stack([rows, indices], dim=1).int(), values.view(torch.int32)], dim=1)
+
+
+def _class_logit_floors(iou_logits: "torch.Tensor", score_thr: float) -> "torch.Tensor":
+    """As `scores.class_logit_floors`, on the device; NaN, which nothing exceeds, where no class can pass."""
+    import torch
+
+    probabilities = score_thr**2 * (1 - MARGIN) * (1 + torch.exp(-iou_logits))
+    floors = torch.log(probabilities) - torch.log1p(-probabilities)
+    return floors if score_thr >= 0 else torch.full_like(floors, -torch.inf)
