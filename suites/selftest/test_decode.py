@@ -2,8 +2,13 @@
 
 import dataclasses
 import functools
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +16,10 @@ import pytest
 
 from fixtures.rawmaps import CANDIDATES_PER_IMAGE, coco_like
 from harness.detect.dataset import load_coco
-from harness.detect.decode import Boxes, Decoder, make_decoder, on_host, output_shapes, voting
-from harness.detect.decode.nms import batched_nms
-from harness.detect.decode.on_host import CHUNK, FloorScan, share
-from harness.detect.decode.scores import best_first, class_logit_floors, logit_floor, sigmoid
+from harness.detect.decode import Boxes, Decoder, kernels, make_decoder, on_host, output_shapes
+from harness.detect.decode.kernels import BLOCK, TANGENTS, batched_nms, rank_keys, sigmoid
+from harness.detect.decode.on_host import share
+from harness.detect.decode.scores import log_floor, logit_floor
 from harness.detect.preprocess import Geometry
 from harness.detect.run import load_batch, parts_of
 from harness.errors import DecodeError, NotFinite
@@ -38,6 +43,7 @@ pytestmark = pytest.mark.selftest
 Maps = Mapping[str, np.ndarray]
 
 FAMILIES = ("pisa", "paa")
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = (128, 160)
 
 
@@ -295,13 +301,18 @@ def test_coco_like_maps_decode_as_in_mmdet(family: str) -> None:
     assert_same(case.ours(maps), case.theirs(maps))
 
 
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Of an array of any shape."""
+    return sigmoid(logits.ravel()).reshape(logits.shape)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_coco_like_maps_have_as_many_candidates_as_wanted(family: str) -> None:
     case = Case(family, num_classes=80, size=(320, 320))
     maps = coco_like(case.head, case.input_spec, batch=2, seed=1)
-    scores = {s: sigmoid(maps[f"cls_{s}"]) for s in case.head.strides}
+    scores = {s: _sigmoid(maps[f"cls_{s}"]) for s in case.head.strides}
     if family == "paa":
-        scores = {s: np.sqrt(values * sigmoid(maps[f"iou_{s}"])) for s, values in scores.items()}
+        scores = {s: np.sqrt(values * _sigmoid(maps[f"iou_{s}"])) for s, values in scores.items()}
     counts = sum((values > case.head.score_thr).sum(axis=(1, 2, 3)) for values in scores.values())
     np.testing.assert_allclose(counts, CANDIDATES_PER_IMAGE, rtol=0.02)
 
@@ -495,13 +506,23 @@ def _borderline(threshold: float) -> np.ndarray:
     return (middle.view(np.int32) + np.arange(-64, 65, dtype=np.int32)).view(np.float32)
 
 
+def scanned(logits: np.ndarray, iou_logits: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors and logits that a scan finds in a map of one class and one kind of anchor."""
+    scan = kernels.scan_float32
+    if logits.dtype == np.float16:
+        scan, logits = kernels.scan_float16, logits.view(np.uint16)
+    finite, anchors, labels, found, ious = scan(logits[None, None], iou_logits[None], np.float32(floor), 0)
+    assert finite
+    assert not labels.any()
+    np.testing.assert_array_equal(ious, iou_logits[anchors])
+    return anchors, found
+
+
 def passing(logits: np.ndarray, threshold: float) -> np.ndarray:
     """Indices of a class map's logits whose score exceeds the threshold."""
-    scan = FloorScan("cls_8", logits, logit_floor(threshold))
-    share(scan.tasks())
-    scan.require_finite()
-    indices, found = scan.found()
-    return indices[sigmoid(found) > np.float32(threshold)]
+    anchors, found = scanned(logits, np.full(len(logits), np.inf, np.float32), logit_floor(threshold))
+    np.testing.assert_array_equal(found, logits[anchors])
+    return anchors[sigmoid(found) > np.float32(threshold)]
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.05, 0.3, 0.9])
@@ -527,7 +548,7 @@ def test_thresholds_at_the_ends_pass_all_or_nothing(threshold: float, count: int
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1500])
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 100 * BLOCK + 7])
 def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> None:
     logits = np.random.default_rng(size).normal(-7, 1.5, size).astype(dtype)
     logits[[0, -1]] = 1
@@ -535,13 +556,25 @@ def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> N
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.05, 0.6, 0.99, 1.0])
-def test_no_class_logit_under_its_anchors_floor_can_pass(threshold: float) -> None:
+def test_every_class_logit_whose_score_passes_is_above_its_anchors_floor(threshold: float) -> None:
     rng = np.random.default_rng(0)
     ious, logits = (rng.normal(0, 6, 100_000).astype(np.float32) for _ in range(2))
     passed = np.sqrt(sigmoid(logits) * sigmoid(ious)) > np.float32(threshold)
-    floors = class_logit_floors(ious, threshold)
-    assert not (passed & (logits <= floors) & (floors < 0)).any()
-    assert not (passed & (logits <= 0) & (floors >= 0)).any()
+    anchors, _ = scanned(logits, ious, log_floor(threshold))
+    assert passed.sum() == passed[anchors].sum()
+
+
+def test_few_class_logits_above_their_anchors_floors_do_not_pass() -> None:
+    rng = np.random.default_rng(0)
+    ious, logits = rng.normal(0, 3, 100_000).astype(np.float32), rng.normal(-7, 2, 100_000).astype(np.float32)
+    passed = np.sqrt(sigmoid(logits) * sigmoid(ious)) > np.float32(0.05)
+    assert passed.sum() < len(scanned(logits, ious, log_floor(0.05))[0]) < 1.1 * passed.sum()
+
+
+def test_tangents_lie_below_their_curve() -> None:
+    x = np.linspace(-30, 30, 10_001)
+    curve = np.log1p(np.exp(-x))
+    assert all((height - slope * x <= curve + 1e-6).all() for slope, height in TANGENTS)
 
 
 @pytest.mark.parametrize("threshold", [1e-6, 0.05, 0.5, 0.999999])
@@ -558,12 +591,12 @@ def test_scores_are_within_two_units_of_torch() -> None:
     assert np.abs(ours.view(np.int32) - theirs.view(np.int32)).max() <= 2
 
 
-@pytest.mark.parametrize("limit", [-1, 1, 5, 100, 1000])
-def test_the_best_are_the_head_of_the_sorted_list(limit: int) -> None:
-    scores = np.random.default_rng(0).integers(0, 20, 200).astype(np.float32)
-    keys = np.random.default_rng(1).permutation(200)
-    whole = np.array(sorted(range(200), key=lambda i: (-scores[i], keys[i])))
-    np.testing.assert_array_equal(best_first(scores, keys, limit), whole[: limit if limit > 0 else None])
+def test_keys_rank_by_score_then_anchor_then_label() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 20, 200).astype(np.float32)
+    anchors, labels = np.divmod(rng.permutation(200), 5)
+    wanted = sorted(range(200), key=lambda i: (-scores[i], anchors[i], labels[i]))
+    np.testing.assert_array_equal(np.argsort(rank_keys(scores.view(np.uint32), anchors, labels, 5)), wanted)
 
 
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.6])
@@ -581,7 +614,7 @@ def test_suppression_keeps_what_mmcv_keeps_at_borderline_overlaps(count: int, io
     arguments = (torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(scores), torch.from_numpy(labels))
     theirs = mmcv_batched_nms(*arguments, {"type": "nms", "iou_threshold": iou_threshold})[1] if count else []
     order = np.argsort(-scores, kind="stable")
-    ours = batched_nms(boxes.astype(np.float32)[order].T, labels[order], iou_threshold, max_num=0)
+    ours = batched_nms(boxes.astype(np.float32)[order], labels[order], np.float32(iou_threshold), 0)
     np.testing.assert_array_equal(order[ours], theirs)
 
 
@@ -591,16 +624,89 @@ def test_suppression_that_stops_early_keeps_the_head_of_the_whole_result(max_num
     corners = rng.uniform(0, 100, (400, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(5, 60, (400, 2))], axis=1).astype(np.float32)
     labels = rng.integers(0, 5, 400)
-    whole = batched_nms(boxes.T, labels, 0.5, max_num=0)
-    np.testing.assert_array_equal(batched_nms(boxes.T, labels, 0.5, max_num), whole[:max_num])
+    whole = batched_nms(boxes, labels, np.float32(0.5), 0)
+    np.testing.assert_array_equal(batched_nms(boxes, labels, np.float32(0.5), max_num), whole[:max_num])
 
 
-def test_voting_in_small_parts_gives_what_it_gives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("paa")
-    maps = case.maps((-3.0, 1.5))
-    (whole,) = case.ours(maps)
-    monkeypatch.setattr(voting, "PAIRS", 1)
-    assert_identical(case.ours(maps)[0], whole)
+DECODE = """
+import pickle, sys
+from pathlib import Path
+
+from harness.detect.decode import kernels, make_decoder
+
+head, input_spec, maps, geometry = pickle.loads(Path(sys.argv[1]).read_bytes())
+assert hasattr(kernels.batched_nms, "py_func") == (sys.argv[3] == "compiled")
+Path(sys.argv[2]).write_bytes(pickle.dumps(make_decoder(head, input_spec).decode(maps, [geometry])[0]))
+"""
+
+
+def _decoded_elsewhere(case: Case, maps: Maps, folder: Path, how: str, **environment: str) -> Boxes:
+    """What another process, with these environment variables, decodes."""
+    given, found = folder / "given.pickle", folder / "found.pickle"
+    given.write_bytes(pickle.dumps((case.head, case.input_spec, maps, GEOMETRIES["portrait"])))
+    subprocess.run(
+        [sys.executable, "-c", DECODE, given, found, how], check=True, cwd=ROOT, env=os.environ | environment
+    )
+    boxes: Boxes = pickle.loads(found.read_bytes())
+    return boxes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_loops_give_to_the_bit_what_they_give_as_python(family: str, dtype: type, tmp_path: Path) -> None:
+    case = Case(family, num_classes=3, size=(72, 64))
+    case.head = dataclasses.replace(case.head, nms_pre=20, max_per_img=8)
+    maps = {name: values.astype(dtype) for name, values in case.maps((-3.0, 1.5)).items()}
+    as_python = _decoded_elsewhere(case, maps, tmp_path, "as Python", NUMBA_DISABLE_JIT="1")
+    assert len(as_python.scores) == 8
+    assert_identical(case.ours(maps, [GEOMETRIES["portrait"]])[0], as_python)
+
+
+def test_no_box_is_the_same_as_python(tmp_path: Path) -> None:
+    case = Case("paa", num_classes=1, size=(16, 16))
+    maps = case.maps((-12.0, 0.5))
+    assert_identical(
+        case.ours(maps, [GEOMETRIES["portrait"]])[0],
+        _decoded_elsewhere(case, maps, tmp_path, "as Python", NUMBA_DISABLE_JIT="1"),
+    )
+
+
+def test_where_no_folder_may_be_written_each_process_compiles_for_itself(tmp_path: Path) -> None:
+    case = Case("pisa")
+    maps = case.maps((-4.0, 1.5))
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "folder")
+    found = _decoded_elsewhere(
+        case,
+        maps,
+        tmp_path,
+        "compiled",
+        NUMBA_CACHE_DIR=nowhere,
+        NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",
+    )
+    assert_identical(case.ours(maps, [GEOMETRIES["portrait"]])[0], found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_locked_and_unaligned_maps_decode_alike(family: str) -> None:
+    case = Case(family)
+    maps = case.maps((-4.0, 1.5))
+    locked = {}
+    for name, values in maps.items():
+        memory = np.zeros(values.nbytes + 1, np.uint8)
+        locked[name] = memory[1:].view(np.float32).reshape(values.shape)
+        locked[name][:] = values
+        locked[name].flags.writeable = False
+    assert_identical(case.ours(locked)[0], case.ours(maps)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_maps_of_both_precisions_decode_as_their_float32_values(family: str) -> None:
+    case = Case(family)
+    halves = {name: values.astype(np.float16) for name, values in case.maps((-4.0, 1.5)).items()}
+    widened = {name: values.astype(np.float32) for name, values in halves.items()}
+    mixed = {**widened, "cls_8": halves["cls_8"], "box_16": halves["box_16"]}
+    assert_identical(case.ours(mixed)[0], case.ours(widened)[0])
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.detect.decode import kernels
 from harness.detect.decode.boxes import Boxes
-from harness.detect.decode.dense import DenseDecoder, best_of_levels
+from harness.detect.decode.dense import DenseDecoder
 from harness.detect.decode.entries import Entries
-from harness.detect.decode.nms import batched_nms
-from harness.detect.decode.scores import best_first, sigmoid
 
 if TYPE_CHECKING:
     from harness.detect.preprocess import Geometry
@@ -21,16 +20,16 @@ class AnchorDecoder(DenseDecoder):
     """
 
     def _finish(self, entries: Entries, geometry: "Geometry") -> Boxes:
-        head = self._head
-        found = self._above_threshold(entries, sigmoid(entries.logits))
-        found = best_of_levels(found, self._tie_keys(found, found.anchors), head.nms_pre)
-        order = best_first(found.scores, self._tie_keys(found, found.anchors))
+        head, scores = self._head, kernels.sigmoid(entries.logits)
+        order = self._best_first(entries, scores)
+        if head.nms_pre > 0:
+            order = order[kernels.best_of_levels(entries.levels[order], len(head.strides), head.nms_pre)]
         # This family multiplies by the inverse scale (mmdet `scale_boxes`), PAA divides: not the same in float32.
-        factors = np.array([[1 / geometry.scale_x], [1 / geometry.scale_y]] * 2, np.float32)
-        corners = (self._in_input(entries, found, geometry) * factors).take(order, axis=1)
-        scores, labels = found.scores[order], found.labels[order]
+        factors = np.array([1 / geometry.scale_x, 1 / geometry.scale_y], np.float32)
+        boxes = self._boxes(entries, order, geometry, factors, np.ones(2, np.float32))
         if head.min_bbox_size >= 0:
-            large = ((corners[2:] - corners[:2]) > np.float32(head.min_bbox_size)).all(axis=0)
-            corners, scores, labels = corners[:, large], scores[large], labels[large]
-        kept = batched_nms(corners, labels, head.iou_threshold, head.max_per_img)
-        return Boxes.from_corners(corners.take(kept, axis=1), scores[kept], labels[kept])
+            large = ((boxes[:, 2:] - boxes[:, :2]) > np.float32(head.min_bbox_size)).all(axis=1)
+            boxes, order = boxes[large], order[large]
+        labels = entries.labels[order]
+        kept = kernels.batched_nms(boxes, labels, self._iou_threshold, head.max_per_img)
+        return Boxes(boxes[kept], scores[order[kept]], labels[kept])

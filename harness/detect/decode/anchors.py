@@ -1,10 +1,10 @@
-"""Takes a head's anchor settings; gives anchors at chosen cells, never the whole grid."""
+"""Takes a head's anchor settings; gives its anchors at the cell at the origin."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.detect.decode.entries import FloatArray, IndexArray
+from harness.detect.decode.entries import FloatArray
 
 if TYPE_CHECKING:
     from harness.model.mmdet import HeadSpec
@@ -23,16 +23,3 @@ def base_anchors(head: "HeadSpec", stride: int) -> FloatArray:
     half_widths = half * (base_size * width_ratios[:, None] * scales).reshape(-1)
     half_heights = half * (base_size * height_ratios[:, None] * scales).reshape(-1)
     return np.stack([-half_widths, -half_heights, half_widths, half_heights], axis=-1)
-
-
-def anchors_at(base: FloatArray, rows: IndexArray, columns: IndexArray, strides: IndexArray) -> FloatArray:
-    """Anchors of the cells at `rows` and `columns` `[K]` of their level, `[4, K]` xyxy in pixels of the input.
-
-    Args:
-        base: `[4, K]`, the same anchors in the cell at the origin.
-        strides: `[K]`, pixels of the input from cell to cell.
-
-    Source: mmdet 3.3.0 `AnchorGenerator.single_level_grid_priors`.
-    """
-    x, y = (columns * strides).astype(np.float32), (rows * strides).astype(np.float32)
-    return np.stack([base[0] + x, base[1] + y, base[2] + x, base[3] + y])

@@ -27,13 +27,6 @@ class Boxes:
     scores: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
-    @classmethod
-    def from_corners(
-        cls, corners: npt.NDArray[np.float32], scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-    ) -> "Boxes":
-        """The same with `corners` `[4, K]`, coordinate by coordinate, as decoding computes them."""
-        return cls(np.ascontiguousarray(corners.T), scores, labels)
-
 
 class Decoder(Protocol):
     """Turns raw head maps into detections; any number of threads may share one."""

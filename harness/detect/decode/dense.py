@@ -2,50 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.detect.decode.anchors import anchors_at, base_anchors
-from harness.detect.decode.box_coder import decode_deltas
+from harness.detect.decode import kernels
+from harness.detect.decode.anchors import base_anchors
 from harness.detect.decode.boxes import Boxes, Maps
 from harness.detect.decode.entries import Entries, FloatArray, IndexArray
 from harness.detect.decode.on_device import device_entries
 from harness.detect.decode.on_host import HostEntries
 from harness.detect.decode.outputs import are_arrays, check_outputs
-from harness.detect.decode.scores import best_first
 
 if TYPE_CHECKING:
     from harness.detect.preprocess import Geometry
     from harness.model.mmdet import HeadSpec, InputSpec
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Entries whose score counts, level after level.
-
-    positions: `[K]` in the `Entries`, ascending.
-    levels, anchors, labels: `[K]`; an anchor's number is cell * anchors per cell + kind, as mmdet counts.
-    scores: `[K]`.
-    """
-
-    positions: IndexArray
-    levels: IndexArray
-    anchors: IndexArray
-    labels: IndexArray
-    scores: FloatArray
-
-    def take(self, kept: IndexArray) -> "Candidates":
-        """Those at `kept`, ascending."""
-        return Candidates(
-            self.positions[kept], self.levels[kept], self.anchors[kept], self.labels[kept], self.scores[kept]
-        )
-
-    def slices(self, num_levels: int) -> list[slice]:
-        """Where each level lies among them."""
-        counts = np.bincount(self.levels, minlength=num_levels)
-        return [slice(end - count, end) for end, count in zip(np.cumsum(counts).tolist(), counts.tolist(), strict=True)]
 
 
 class DenseDecoder(ABC):
@@ -54,12 +25,13 @@ class DenseDecoder(ABC):
     def __init__(self, head: "HeadSpec", input_spec: "InputSpec") -> None:
         self._head = head
         self._input_spec = input_spec
+        self._iou_threshold = np.float32(head.iou_threshold)
         self._strides = np.array(head.strides)
-        self._base_anchors = np.concatenate([base_anchors(head, stride) for stride in head.strides]).T.copy()
         self._columns = -(-input_spec.width // self._strides)
-        self._num_cells = -(-input_spec.height // self._strides) * self._columns
-        starts = np.cumsum([0, *self._num_cells[:-1]])
-        self._first_anchors = starts * head.num_anchors
+        num_cells = -(-input_spec.height // self._strides) * self._columns
+        self._first_anchors = np.cumsum([0, *(num_cells * head.num_anchors)])
+        self._base_anchors = np.concatenate([base_anchors(head, stride) for stride in head.strides])
+        self._stds, self._means = np.array(head.target_stds, np.float32), np.array(head.target_means, np.float32)
 
     def check(self, outputs: Maps, images: int) -> None:
         """See `Decoder.check`."""
@@ -86,44 +58,33 @@ class DenseDecoder(ABC):
     def _finish(self, entries: Entries, geometry: "Geometry") -> Boxes:
         """The boxes of one image."""
 
-    def _above_threshold(self, entries: Entries, scores: FloatArray) -> Candidates:
-        """The entries whose score `[K]` is greater than `score_thr`."""
-        positions = np.flatnonzero(scores > np.float32(self._head.score_thr))
-        ends = np.searchsorted(positions, np.cumsum(entries.counts))
-        levels = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        indices, num_cells = entries.indices[positions], self._num_cells[levels]
-        channels = indices // num_cells
-        kinds = channels // self._head.num_classes
-        cells = indices - channels * num_cells
-        labels = channels - kinds * self._head.num_classes
-        return Candidates(positions, levels, cells * self._head.num_anchors + kinds, labels, scores[positions])
+    def _best_first(self, entries: Entries, scores: FloatArray) -> IndexArray:
+        """Positions `[k]` of the entries whose score `[K]` is greater than `score_thr`, best first.
 
-    def _tie_keys(self, found: Candidates, anchors: IndexArray) -> IndexArray:
-        """Equal scores come by level, then by `anchors` `[K]`, then by label."""
-        return (self._first_anchors[found.levels] + anchors) * self._head.num_classes + found.labels
+        Equal scores come by level, then by anchor, then by label.
+        """
+        above = np.flatnonzero(scores > np.float32(self._head.score_thr))
+        anchors = self._first_anchors[entries.levels[above]] + entries.anchors[above]
+        return above[self._order(scores[above], anchors, entries.labels[above])]
 
-    def _in_input(self, entries: Entries, found: Candidates, geometry: "Geometry") -> FloatArray:
-        """Boxes `[4, K]` xyxy in pixels of the input, clipped to the photograph in it."""
-        head = self._head
-        cells = found.anchors // head.num_anchors
-        rows = cells // self._columns[found.levels]
-        anchors = anchors_at(
-            self._base_anchors.take((found.levels - cells) * head.num_anchors + found.anchors, axis=1),
-            rows,
-            cells - rows * self._columns[found.levels],
-            self._strides[found.levels],
+    def _order(self, scores: FloatArray, anchors: IndexArray, labels: IndexArray) -> IndexArray:
+        """Indices `[k]` of candidates, best first, equal scores by `anchors` `[k]`, then by `labels` `[k]`."""
+        return np.argsort(kernels.rank_keys(scores.view(np.uint32), anchors, labels, self._head.num_classes))
+
+    def _boxes(
+        self, entries: Entries, chosen: IndexArray, geometry: "Geometry", factors: FloatArray, divisors: FloatArray
+    ) -> FloatArray:
+        """Boxes `[k, 4]` xyxy of the entries `chosen` `[k]`: those in the input times `factors / divisors`, x and y."""
+        return kernels.boxes_of(
+            entries.deltas(chosen),
+            entries.levels[chosen],
+            entries.anchors[chosen],
+            self._base_anchors,
+            self._columns,
+            self._strides,
+            self._stds,
+            self._means,
+            np.array([geometry.content_width, geometry.content_height], np.float32),
+            factors,
+            divisors,
         )
-        deltas = entries.deltas(found.positions)
-        return decode_deltas(
-            anchors, deltas, head.target_means, head.target_stds, geometry.content_height, geometry.content_width
-        )
-
-
-def best_of_levels(found: Candidates, tie_keys: IndexArray, limit: int) -> Candidates:
-    """The `limit` best candidates of each level (all when it is not positive), still in ascending order."""
-    counts = np.bincount(found.levels)
-    if limit <= 0 or counts.max(initial=0) <= limit:
-        return found
-    levels = found.slices(len(counts))
-    best = [level.start + np.sort(best_first(found.scores[level], tie_keys[level], limit)) for level in levels]
-    return found.take(np.concatenate(best))

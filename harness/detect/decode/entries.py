@@ -10,16 +10,21 @@ IndexArray = npt.NDArray[np.int64]
 
 
 class Entries(Protocol):
-    """The entries of one image's class maps that exceed a floor: level after level, each level's in its map's order."""
+    """The entries of one image's class maps that exceed a floor, level after level, each level's in any order."""
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Entries of each level; K is their sum."""
+    def levels(self) -> IndexArray:
+        """`[K]`, ascending."""
         ...
 
     @property
-    def indices(self) -> IndexArray:
-        """`[K]` into the level's flattened class map."""
+    def anchors(self) -> IndexArray:
+        """`[K]`: cell * anchors per cell + kind, as mmdet counts them in a level."""
+        ...
+
+    @property
+    def labels(self) -> IndexArray:
+        """`[K]`, 0..num_classes-1."""
         ...
 
     @property
@@ -29,9 +34,9 @@ class Entries(Protocol):
 
     @property
     def iou_logits(self) -> FloatArray:
-        """`[K]` of the same anchors, widened to float32; empty where the head has no IoU maps."""
+        """`[K]` of the same anchors, widened to float32; without meaning where the head has no IoU maps."""
         ...
 
     def deltas(self, positions: IndexArray) -> FloatArray:
-        """`[4, k]` of the anchors of the entries at `positions` `[k]`, ascending in 0..K-1; widened to float32."""
+        """`[k, 4]` of the anchors of the entries at `positions` `[k]` in 0..K-1; widened to float32."""
         ...

@@ -23,16 +23,17 @@ class DeviceEntries:
     def __init__(self, levels: list[npt.NDArray[np.int32]]) -> None:
         """`levels`: what `_level` packs, of this row alone, as numpy arrays."""
         packed = np.concatenate(levels)
-        values = np.ascontiguousarray(packed[:, 2:].T).view(np.float32)
-        self.counts = tuple(len(level) for level in levels)
-        self.indices: IndexArray = packed[:, 1].astype(np.int64)
-        self.logits: FloatArray = values[0]
-        self.iou_logits: FloatArray = values[5:].reshape(-1)
-        self._deltas: FloatArray = values[1:5]
+        values = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
+        self.levels: IndexArray = np.repeat(np.arange(len(levels)), [len(level) for level in levels])
+        self.anchors: IndexArray = packed[:, 1].astype(np.int64)
+        self.labels: IndexArray = packed[:, 2].astype(np.int64)
+        self.logits: FloatArray = values[:, 0].copy()
+        self.iou_logits: FloatArray = values[:, -1].copy()
+        self._deltas: FloatArray = values[:, 1:5]
 
     def deltas(self, positions: IndexArray) -> FloatArray:
         """See `Entries.deltas`."""
-        return self._deltas.take(positions, axis=1)
+        return self._deltas[positions]
 
 
 def device_entries(outputs: Maps, rows: range, head: "HeadSpec") -> list[DeviceEntries]:
@@ -69,10 +70,10 @@ def _require_finite(maps: Mapping[str, "torch.Tensor"]) -> None:
 
 
 def _level(maps: Mapping[str, "torch.Tensor"], head: "HeadSpec", stride: int) -> "torch.Tensor":
-    """A level's entries above their floors, by row and index: `[K, 7 or 8]` int32.
+    """A level's entries above their floors, by row: `[K, 8 or 9]` int32.
 
-    The columns: row, index into the flattened class map, then the bit patterns of the class logit, four deltas and,
-    where the head has it, the IoU logit.
+    The columns: row, anchor, label, then the bit patterns of the class logit, four deltas and, where the head has it,
+    the IoU logit.
     """
     import torch
 
@@ -93,12 +94,15 @@ def _level(maps: Mapping[str, "torch.Tensor"], head: "HeadSpec", stride: int) ->
     if head.family == "paa":
         columns.append(ious[rows, kinds, cells][:, None])
     values = torch.cat([column.float() for column in columns], dim=1)
-    indices = (kinds * head.num_classes + labels) * num_cells + cells
-    return torch.cat([torch.stack([rows, indices], dim=1).int(), values.view(torch.int32)], dim=1)
+    places = torch.stack([rows, cells * head.num_anchors + kinds, labels], dim=1)
+    return torch.cat([places.int(), values.view(torch.int32)], dim=1)
 
 
 def _class_logit_floors(iou_logits: "torch.Tensor", score_thr: float) -> "torch.Tensor":
-    """As `scores.class_logit_floors`, on the device; NaN, which nothing exceeds, where no class can pass."""
+    """For each anchor the class logit under which sqrt(class x IoU) cannot be greater than `score_thr`.
+
+    From class > score_thr^2 / IoU, lowered by `MARGIN`; NaN, which nothing exceeds, where no class can pass.
+    """
     import torch
 
     probabilities = score_thr**2 * (1 - MARGIN) * (1 + torch.exp(-iou_logits))

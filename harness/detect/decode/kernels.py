@@ -1,0 +1,422 @@
+"""Takes arrays of one image; gives what decoding computes of them, in loops that numba compiles on import.
+
+Floating-point arithmetic is done as it is written: float32 stays float32, no sum is reordered, nothing is fused.
+All loops run without Python's lock. Callers give C-contiguous arrays of the types that the signatures name.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from harness.detect.decode.entries import FloatArray, IndexArray
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Halves = npt.NDArray[np.uint16]
+Found = tuple[bool, IndexArray, IndexArray, FloatArray, FloatArray]
+
+# Logits that are compared before it is asked whether one exceeds its floor.
+BLOCK = 64
+
+# What float16's Inf becomes when it is widened as if it were a number.
+WIDENED_INF = np.float32(65536)
+# From float16's exponents, which count from 15, to float32's, which count from 127.
+REBIAS = np.float32(2.0**112)
+
+# Slopes and heights of tangents to -log(sigmoid(x)), which lies above them all.
+_TOUCHING = np.array([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0])
+_SLOPES = 1 / (1 + np.exp(_TOUCHING))
+TANGENTS = np.stack([_SLOPES, np.log1p(np.exp(-_TOUCHING)) + _SLOPES * _TOUCHING], axis=1).astype(np.float32)
+
+ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(np.inf)
+# mmdet's `wh_ratio_clip`: no box is more than 62.5 times wider or narrower than its anchor.
+MAX_LOG_RATIO = np.float32(abs(np.log(16 / 1000)))
+# mmdet's score voting.
+MIN_IOU, SIGMA, EPSILON = np.float32(0.01), np.float32(0.025), np.float32(1e-6)
+
+_float, _index = types.float32, types.int64
+_floats, _indices = _float[::1], _index[::1]
+_rows = _float[:, ::1]
+_found: Any = types.Tuple((types.boolean, _indices, _indices, _floats, _floats))  # type: ignore[no-untyped-call]
+
+
+def _given(dtype: Any, dimensions: int) -> Any:
+    """An array that is only read: it may be locked for writing, and lie at any address."""
+    return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
+
+
+def compiled(*signatures: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile for these signatures at once; without one, for whatever the compiled callers hand in.
+
+    The code is kept beside this file or, where that folder may not be written, in the user's cache folder
+    (`NUMBA_CACHE_DIR` names another); where that may not be written either, each process compiles for itself.
+    """
+
+    def compile_it(function: Callable[P, R]) -> Callable[P, R]:
+        njit: Any = functools.partial(numba.njit, list(signatures) or None, nogil=True, error_model="numpy")
+        try:
+            done: Callable[P, R] = njit(cache=True)(function)
+        except RuntimeError:
+            done = njit()(function)
+        return done
+
+    return compile_it
+
+
+@compiled()
+def _any_above(logits: FloatArray, floors: FloatArray) -> bool:
+    """Whether any logit exceeds its floor."""
+    above = False
+    for i in range(len(logits)):
+        if logits[i] > floors[i]:
+            above = True
+    return above
+
+
+@compiled()
+def _all_below(values: FloatArray, limit: np.float32) -> bool:
+    """Whether every magnitude is less than `limit`; that of NaN is not."""
+    below = True
+    for i in range(len(values)):
+        if not abs(values[i]) < limit:
+            below = False
+    return below
+
+
+@compiled(types.boolean(_given(_float, 1)))
+def finite_float32(values: FloatArray) -> bool:
+    """Whether no value is NaN or infinite."""
+    return _all_below(values, INFINITY)
+
+
+@compiled(types.boolean(_given(types.uint16, 1)))
+def finite_float16(bits: Halves) -> bool:
+    """Whether no value is NaN or infinite, by float16's bit patterns."""
+    finite = True
+    for i in range(len(bits)):
+        if (bits[i] & 0x7FFF) >= 0x7C00:
+            finite = False
+    return finite
+
+
+@compiled()
+def _widen(bits: Halves, values: FloatArray) -> None:
+    """float16 to float32; NaN and Inf get magnitudes from `WIDENED_INF` up."""
+    patterns = values.view(np.uint32)
+    for i in range(len(bits)):
+        half = np.uint32(bits[i])
+        patterns[i] = ((half & np.uint32(0x8000)) << np.uint32(16)) | ((half & np.uint32(0x7FFF)) << np.uint32(13))
+    for i in range(len(bits)):
+        values[i] *= REBIAS
+
+
+@compiled()
+def _note_floors(iou_logits: FloatArray, floor: np.float32, floors: FloatArray) -> None:
+    """Class logits that cannot count: sigmoid(class) * sigmoid(IoU) is less than exp(floor) up to there."""
+    floors[: len(iou_logits)] = floor
+    for slope, height in TANGENTS:
+        for i in range(len(iou_logits)):
+            floors[i] = max(floors[i], floor + height - slope * iou_logits[i])
+
+
+@compiled()
+def _append(logits: FloatArray, floors: FloatArray, cells: IndexArray, found: FloatArray, count: int) -> int:
+    """Add those of one class's logits that exceed their floors, and their cells; the new count."""
+    if not _any_above(logits, floors):
+        return count
+    for first in range(0, len(logits), BLOCK):
+        block, floor = logits[first : first + BLOCK], floors[first : first + BLOCK]
+        if _any_above(block, floor):
+            for i in range(len(block)):
+                # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
+                cells[count], found[count] = first + i, block[i]
+                count += block[i] > floor[i]
+    return count
+
+
+@compiled(_found(_given(_float, 3), _rows, _float, _index))
+def scan_float32(logits: FloatArray, iou_logits: FloatArray, floor: np.float32, kind: int) -> Found:
+    """The logits of one kind of anchor in a level whose scores may count.
+
+    Args:
+        logits: `[A, C, H * W]`, the level's class map.
+        iou_logits: `[A, H * W]`, or `[1, H * W]` for all kinds; Inf where only the class counts.
+        floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must.
+
+    Returns:
+        Whether all class logits that were read are finite; anchors `[K]` (cell * A + kind), labels, class logits and
+        IoU logits `[K]`.
+    """
+    num_kinds, num_classes, num_cells = logits.shape
+    ious, room = iou_logits[kind % len(iou_logits)], num_classes * num_cells + 1
+    cells, labels, found = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+    floors = np.empty(num_cells, np.float32)
+    _note_floors(ious, floor, floors)
+    finite, count = True, 0
+    for label in range(num_classes):
+        row = logits[kind, label]
+        finite = finite and _all_below(row, INFINITY)
+        after = _append(row, floors, cells, found, count)
+        labels[count:after], count = label, after
+    chosen = cells[:count]
+    return finite, chosen * num_kinds + kind, labels[:count].copy(), found[:count].copy(), ious[chosen]
+
+
+@compiled(_found(_given(types.uint16, 3), _rows, _float, _index))
+def scan_float16(bits: Halves, iou_logits: FloatArray, floor: np.float32, kind: int) -> Found:
+    """As `scan_float32`, of a float16 map's bit patterns."""
+    num_kinds, num_classes, num_cells = bits.shape
+    ious, room = iou_logits[kind % len(iou_logits)], num_classes * num_cells + 1
+    cells, labels, found = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+    floors, row = np.empty(num_cells, np.float32), np.empty(num_cells, np.float32)
+    _note_floors(ious, floor, floors)
+    finite, count = True, 0
+    for label in range(num_classes):
+        _widen(bits[kind, label], row)
+        finite = finite and _all_below(row, WIDENED_INF)
+        after = _append(row, floors, cells, found, count)
+        labels[count:after], count = label, after
+    chosen = cells[:count]
+    return finite, chosen * num_kinds + kind, labels[:count].copy(), found[:count].copy(), ious[chosen]
+
+
+@compiled(*(types.void(t[:, ::1], _given(t, 1), _indices, _indices, _index, _index) for t in (_float, types.uint16)))
+def gather(
+    deltas: npt.NDArray[Any],
+    values: npt.NDArray[Any],
+    levels: IndexArray,
+    anchors: IndexArray,
+    level: int,
+    num_kinds: int,
+) -> None:
+    """Fill the rows of `deltas` `[K, 4]` whose anchors are of this level, from its flattened map `[A, 4, H * W]`."""
+    num_cells = len(values) // (num_kinds * 4)
+    for i in range(len(levels)):
+        if levels[i] == level:
+            cell = anchors[i] // num_kinds
+            first = (anchors[i] - cell * num_kinds) * 4 * num_cells + cell
+            for k in range(4):
+                deltas[i, k] = values[first + k * num_cells]
+
+
+@compiled(_floats(_floats))
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """`1 / (1 + exp(-x))` in float32, in torch's order of operations; -inf gives 0, NaN stays.
+
+    The exponential is rounded from float64, so every machine gets the same scores. torch's own differs from this by
+    up to 2 units in the last place, as its scalar and its vectorised kernels differ from each other.
+    """
+    scores = np.empty_like(logits)
+    for i in range(len(logits)):
+        scores[i] = ONE / (ONE + np.float32(np.exp(-np.float64(logits[i]))))
+    return scores
+
+
+@compiled(types.uint64[::1](types.uint32[::1], _indices, _indices, _index))
+def rank_keys(
+    patterns: npt.NDArray[np.uint32], anchors: IndexArray, labels: IndexArray, num_classes: int
+) -> npt.NDArray[np.uint64]:
+    """Integers `[K]` that ascend from the best score to the worst, then by anchor and by label.
+
+    mmdet's `sort` and `topk` leave the order of equal scores to torch, which does not define it.
+
+    Args:
+        patterns: `[K]`, the scores' bit patterns: those of numbers that are not negative ascend as the numbers do.
+        anchors: `[K]`, no two candidates having both anchor and label in common; times `num_classes` below 2^32.
+        labels: `[K]`.
+    """
+    keys = np.empty(len(patterns), np.uint64)
+    for i in range(len(patterns)):
+        score = np.uint64(0xFFFFFFFF) - np.uint64(patterns[i])
+        keys[i] = (score << np.uint64(32)) | np.uint64(anchors[i] * num_classes + labels[i])
+    return keys
+
+
+@compiled(_indices(_indices, _index, _index))
+def best_of_levels(levels: IndexArray, num_levels: int, limit: int) -> IndexArray:
+    """Positions of the first `limit` candidates of each level, ascending; `levels` `[K]` are best first."""
+    kept, count = np.empty(len(levels), np.int64), 0
+    counts = np.zeros(num_levels, np.int64)
+    for i in range(len(levels)):
+        counts[levels[i]] += 1
+        if counts[levels[i]] <= limit:
+            kept[count] = i
+            count += 1
+    return kept[:count].copy()
+
+
+@compiled(_indices(_indices, _indices, _indices, _index))
+def anchor_ranks(levels: IndexArray, anchors: IndexArray, first_anchors: IndexArray, limit: int) -> IndexArray:
+    """The rank `[K]` of each candidate's anchor in its level by its best class, -1 behind the `limit` best.
+
+    Args:
+        levels, anchors: `[K]`, best candidate first, equal ones by anchor.
+        first_anchors: `[L + 1]`, anchors of all levels before each.
+
+    Returns:
+        Ranks, those of each level following those before; where a level has no more anchors than `limit`, mmdet does
+        not sort them, and their ranks are their own numbers.
+    """
+    of_anchors = np.full(first_anchors[-1], -1)
+    counts = np.zeros(len(first_anchors) - 1, np.int64)
+    ranks = np.empty(len(anchors), np.int64)
+    for i in range(len(anchors)):
+        level, first = levels[i], first_anchors[levels[i]]
+        ranks[i] = first + anchors[i]
+        if 0 < limit < first_anchors[level + 1] - first:
+            if of_anchors[first + anchors[i]] < 0 and counts[level] < limit:
+                of_anchors[first + anchors[i]] = first + counts[level]
+                counts[level] += 1
+            ranks[i] = of_anchors[first + anchors[i]]
+    return ranks
+
+
+@compiled(_rows(_rows, _indices, _indices, _rows, _indices, _indices, *[_floats] * 5))
+def boxes_of(
+    deltas: FloatArray,
+    levels: IndexArray,
+    anchors: IndexArray,
+    base_anchors: FloatArray,
+    columns: IndexArray,
+    strides: IndexArray,
+    stds: FloatArray,
+    means: FloatArray,
+    limits: FloatArray,
+    factors: FloatArray,
+    divisors: FloatArray,
+) -> FloatArray:
+    """Boxes `[K, 4]` xyxy, clipped to the photograph in the input, then multiplied by `factors / divisors`.
+
+    Args:
+        deltas: `[K, 4]` dx, dy, dw, dh, normalised by `means` `[4]` and `stds` `[4]`.
+        levels, anchors: `[K]`.
+        base_anchors: `[L * A, 4]` xyxy, the anchors of each level's cell at the origin, pixels of the input.
+        columns, strides: `[L]`, cells in a row, and pixels of the input from cell to cell.
+        limits, factors, divisors: `[2]`, for x and y.
+
+    Source: mmdet 3.3.0 `AnchorGenerator.single_level_grid_priors` and `DeltaXYWHBBoxCoder.decode`, its defaults;
+    float32 in the same order of operations.
+    """
+    num_kinds = len(base_anchors) // len(strides)
+    boxes = np.empty_like(deltas)
+    for i in range(len(deltas)):
+        level, cell = levels[i], anchors[i] // num_kinds
+        base = base_anchors[level * num_kinds + anchors[i] - cell * num_kinds]
+        row = cell // columns[level]
+        place = row, cell - row * columns[level]
+        for k in range(2):
+            shift = np.float32(place[1 - k] * strides[level])
+            first, last = base[k] + shift, base[k + 2] + shift
+            centre, size = (first + last) * HALF, last - first
+            log_ratio = deltas[i, k + 2] * stds[k + 2] + means[k + 2]
+            log_ratio = min(max(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
+            new_centre = centre + size * (deltas[i, k] * stds[k] + means[k])
+            # Rounded from float64, for the same boxes on every machine.
+            new_half = size * np.float32(np.exp(np.float64(log_ratio))) * HALF
+            boxes[i, k] = min(max(new_centre - new_half, ZERO), limits[k]) * factors[k] / divisors[k]
+            boxes[i, k + 2] = min(max(new_centre + new_half, ZERO), limits[k]) * factors[k] / divisors[k]
+    return boxes
+
+
+@compiled()
+def _intersection(box: FloatArray, other: FloatArray) -> np.float32:
+    """Area that two boxes `[4]` xyxy have in common."""
+    width: np.float32 = max(min(box[2], other[2]) - max(box[0], other[0]), ZERO)
+    height: np.float32 = max(min(box[3], other[3]) - max(box[1], other[1]), ZERO)
+    return width * height
+
+
+@compiled()
+def _area(box: FloatArray) -> np.float32:
+    area: np.float32 = (box[2] - box[0]) * (box[3] - box[1])
+    return area
+
+
+@compiled(_indices(_rows, _indices, _float, _index))
+def batched_nms(boxes: FloatArray, labels: IndexArray, iou_threshold: np.float32, max_num: int) -> IndexArray:
+    """Greedy suppression within each class, until `max_num` boxes are kept (all when it is not positive).
+
+    Args:
+        boxes: `[N, 4]` xyxy, pixels, none negative; in descending order of score.
+        labels: `[N]`.
+        iou_threshold: a box goes when its IoU with a kept one of its class is greater than this.
+
+    Returns:
+        `[K]` indices of the kept boxes, ascending.
+
+    Source: mmcv 2.1.0 `batched_nms` and `nms_cpu`. Classes are moved apart by label * (largest coordinate + 1), as
+    there: the shift rounds coordinates in float32, which decides IoUs near the threshold. mmcv's `split_thr` changes
+    only memory use, since shifted classes never meet. Stopping early is exact: boxes are kept in order of score.
+    """
+    kept = np.empty(len(boxes), np.int64)
+    if not len(boxes):
+        return kept
+    limit = max_num if max_num > 0 else len(boxes)
+    step = boxes.max() + ONE
+    apart, count = np.empty_like(boxes), 0
+    # Each class's kept boxes as a chain: the latest, and before each the one that was kept before it.
+    latest, before = np.full(labels.max() + 1, -1), np.empty(len(boxes), np.int64)
+    for i in range(len(boxes)):
+        box = apart[i]
+        for k in range(4):
+            box[k] = boxes[i, k] + np.float32(labels[i]) * step
+        other = latest[labels[i]]
+        while other >= 0:
+            common = _intersection(box, apart[other])
+            if common > ZERO and common / (_area(apart[other]) + _area(box) - common) > iou_threshold:
+                break
+            other = before[other]
+        if other < 0:
+            before[i], latest[labels[i]] = latest[labels[i]], i
+            kept[count] = i
+            count += 1
+            if count == limit:
+                break
+    return kept[:count].copy()
+
+
+@compiled(_rows(_indices, _rows, _floats, _indices))
+def voted(kept: IndexArray, boxes: FloatArray, scores: FloatArray, labels: IndexArray) -> FloatArray:
+    """Each kept box as the mean of its class's overlapping candidates, weighted by IoU and score.
+
+    Args:
+        kept: `[K]` indices into the candidates.
+        boxes, scores, labels: `[N, 4]` xyxy, `[N]`, `[N]`: all candidates of the image.
+
+    Returns:
+        `[K, 4]` xyxy. A box without area overlaps nothing, itself included, and stays as it is; mmdet makes it NaN
+        (0 / 0), which COCO's evaluation would count as a match.
+
+    Source: mmdet 3.3.0 `PAAHead.score_voting`. Sums are taken in float64: torch's order of summation is not defined.
+    """
+    means = boxes[kept]
+    if not len(kept):
+        return means
+    # Each class's candidates as a chain, so that the others are not looked at.
+    latest, before = np.full(labels.max() + 1, -1), np.empty(len(boxes), np.int64)
+    for i in range(len(boxes)):
+        before[i], latest[labels[i]] = latest[labels[i]], i
+    sums = np.empty(4)
+    for j in range(len(kept)):
+        box, total = boxes[kept[j]], 0.0
+        sums[:] = 0.0
+        i = latest[labels[kept[j]]]
+        while i >= 0:
+            common = _intersection(box, boxes[i])
+            iou = common / max(_area(box) + _area(boxes[i]) - common, EPSILON)
+            if iou > MIN_IOU:
+                distance = ONE - iou
+                weight = np.float64(np.float32(np.exp(np.float64(-(distance * distance) / SIGMA))) * scores[i])
+                total += weight
+                for k in range(4):
+                    sums[k] += weight * np.float64(boxes[i, k])
+            i = before[i]
+        if total > 0:
+            for k in range(4):
+                means[j, k] = np.float32(sums[k] / total)
+    return means
