@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,16 @@ from harness.errors import EngineError, InvalidRun, UsageError
 from harness.model.checkpoint import Weights
 from harness.model.graph import Int8Scheme
 from harness.model.registry import ModelSpec, Precision
+from harness.model.work import convolutions_of
 
 Images = npt.NDArray[np.float32]
 Maps = dict[str, npt.NDArray[np.float32]]
 
-# Share of the convolutions that must run in the type an engine claims; the rest may be layers a runtime keeps wider.
+# Share of the convolutions' multiply-accumulates that must run in the type an engine claims; the rest may be layers a
+# runtime keeps wider.
 NATIVE_SHARE = 0.95
+NAMED = 5
+UNKNOWN, NOT_INSPECTABLE = "unknown", "not inspectable"
 
 
 def first_line(error: Exception) -> str:
@@ -53,11 +58,15 @@ def _broken(package: str) -> str | None:
 class Capabilities:
     """What an engine can do; suites ask for these and never for a name.
 
-    computes: for each precision it takes, the type its convolutions run in (`fp16 -> fp32`: weights stored in half
-        precision, computed in single).
+    computes: for each precision it takes, the type its convolutions run in on this device. The same type: the precision
+        is native. Another one (`fp16 -> fp32`): it is stored, weights are kept in it and computed wider.
     source: whether it builds from an ONNX graph or from the torch module itself.
     device: where it runs; decides the default batch.
     int8_scheme: the QDQ scheme it wants, None when it has no int8.
+    builds_from: the graph of another precision that it builds one from, with a flag of its own (`fp16 -> fp32`).
+    inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
+    device_timing: times calls by the device's own clock too.
+    rebuilds_alike: two builds of one graph detect the same, to the bit.
     options: keys that `--engine-option ENGINE.KEY=VALUE` may set, with one line on each.
     """
 
@@ -65,12 +74,29 @@ class Capabilities:
     source: Literal["graph", "module"]
     device: Literal["cpu", "accelerator"]
     int8_scheme: Int8Scheme | None = None
+    builds_from: Mapping[Precision, Precision] = field(default_factory=dict)
+    inspection: bool = True
+    device_timing: bool = False
+    rebuilds_alike: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions this engine has cells for."""
         return tuple(self.computes)
+
+    def native(self, precision: Precision) -> bool:
+        """Whether the precision is computed in, not only stored."""
+        return self.computes[precision] == precision
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution as it ran: its name, the type it computed in, and its multiply-accumulates in one call."""
+
+    name: str
+    dtype: str
+    work: int
 
 
 @dataclass(frozen=True)
@@ -93,33 +119,58 @@ class Source:
         """`[batch, 3, height, width]`."""
         return (self.batch, 3, self.spec.input.height, self.spec.input.width)
 
+    def layers(self, types: Iterable[tuple[str, str]]) -> tuple[Layer, ...]:
+        """Every convolution of the graph, in the type that the runtime says under any name of `aliases`.
+
+        One that the runtime does not mention ran in `unknown`. Where the graph is not here, as with an engine file
+        that the user gave, the runtime's own layers count alike.
+        """
+        if self.graph is None:
+            return tuple(Layer(name, dtype, 1) for name, dtype in dict(types).items())
+        known = convolutions_of(self.graph)
+        ran = {known.aliases[name]: dtype for name, dtype in types if name in known.aliases}
+        return tuple(Layer(name, ran.get(name, UNKNOWN), work) for name, work in known.work.items())
+
 
 @dataclass(frozen=True)
 class Inspection:
-    """What really ran: the device, and how many convolutions computed in each type (`{"fp32": 58}`)."""
+    """What really ran: the device and every convolution; `layers` is None where the runtime does not tell."""
 
     device: str
-    convolutions: Mapping[str, int]
+    layers: tuple[Layer, ...] | None
+
+    @property
+    def work(self) -> dict[str, int]:
+        """Multiply-accumulates by the type they ran in, most first."""
+        found: Counter[str] = Counter()
+        for layer in self.layers or ():
+            found[layer.dtype] += layer.work
+        return dict(found.most_common())
+
+    @property
+    def dominant(self) -> str:
+        """The type in which most of the work ran."""
+        return next(iter(self.work), NOT_INSPECTABLE if self.layers is None else "none")
 
     def require(self, claimed: str, cell: str) -> None:
         """Hold the run to what the engine claims for its precision.
 
         Raises:
-            InvalidRun: fewer than 95 % of the convolutions ran in the claimed type.
+            InvalidRun: less than 95 % of the convolutions' work ran in the claimed type; names the others.
         """
-        total = sum(self.convolutions.values())
-        native = self.convolutions.get(claimed, 0)
-        if total == 0 or native < NATIVE_SHARE * total:
-            ran = ", ".join(f"{count} in {dtype}" for dtype, count in self.convolutions.items()) or "none at all"
-            raise InvalidRun(
-                f"{cell}: wanted {NATIVE_SHARE:.0%} of convolutions in {claimed}, found {ran} on {self.device}",
-                "the engine does not run what it is called: build it from the right graph, or correct its capabilities",
-            )
-
-    @property
-    def dominant(self) -> str:
-        """The type in which most convolutions ran."""
-        return max(self.convolutions, key=lambda dtype: self.convolutions[dtype], default="none")
+        if self.layers is None:
+            return
+        total = sum(self.work.values())
+        if total and self.work.get(claimed, 0) >= NATIVE_SHARE * total:
+            return
+        shares = ", ".join(f"{work / total:.0%} in {dtype}" for dtype, work in self.work.items()) or "none at all"
+        others = [layer.name for layer in self.layers if layer.dtype != claimed]
+        named = f" ({', '.join(others[:NAMED])}{', ...' if len(others) > NAMED else ''})" if others else ""
+        wanted = f"{NATIVE_SHARE:.0%} of convolution work in {claimed}"
+        raise InvalidRun(
+            f"{cell}: wanted {wanted}, found {shares} on {self.device}{named}",
+            "the engine does not run what it is called: build it from the right graph, or correct its capabilities",
+        )
 
 
 class Session(ABC):
@@ -174,6 +225,18 @@ class Session(ABC):
     def prepare(self, images: Images) -> Callable[[], None]:
         """A call that runs one batch with inputs and outputs resident where the engine computes, and waits for it."""
 
+    def transfer(self, images: Images) -> Callable[[], None]:
+        """A call that takes images from the host, runs them and brings the outputs back."""
+
+        def call() -> None:
+            self.infer(images)
+
+        return call
+
+    def memory(self) -> int | None:
+        """Bytes held on the device; None where the runtime does not tell."""
+        return None
+
     @abstractmethod
     def inspect(self) -> Inspection:
         """What really ran."""
@@ -188,6 +251,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
     file_suffix: ClassVar[str]
+    verified: ClassVar[str] = "simulated only"
+    """Where it was seen to run; simulated runtimes prove nothing about hardware."""
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self.options = dict(options or {})

@@ -1,6 +1,6 @@
 """Takes an ONNX graph; gives ONNX Runtime: the optimised graph as engine file, run on the CPU or through CUDA."""
 
-from collections import Counter
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class OnnxRuntime(Engine):
 
     name = "onnxruntime"
     file_suffix = ".onnx"
+    verified = "CPU; CUDA: no"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -201,27 +202,32 @@ class _OnnxRuntimeSession(Session):
 
         providers = self.session.get_providers()
         graph = onnx.load(str(self._file)).graph
-        return Inspection(DEVICES[providers[0]], dict(_convolution_types(graph)))
+        return Inspection(DEVICES[providers[0]], self.source.layers(_convolution_types(graph)))
 
     def close(self) -> None:
         self._session = None
 
 
-def _convolution_types(graph: "onnx.GraphProto") -> Counter[str]:
-    """Types in which the convolutions of an optimised graph compute, from the operators that are left."""
+def _convolution_types(graph: "onnx.GraphProto") -> list[tuple[str, str]]:
+    """Names of the convolutions of an optimised graph, without what the optimiser added to them, and their types."""
     import onnx
 
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
     produced: dict[str, Any] = {output: node for node in graph.node for output in node.output}
-    counts: Counter[str] = Counter()
+    found: list[tuple[str, str]] = []
     for node in graph.node:
         if node.op_type == "QLinearConv":
-            counts["int8"] += 1
+            found.append((_original(node.name), "int8"))
         elif node.op_type in ("Conv", "FusedConv"):
             weight = node.input[1]
-            counts[names.get(weights.get(weight, 0)) or _made_type(produced.get(weight))] += 1
-    return counts
+            found.append((_original(node.name), names.get(weights.get(weight, 0)) or _made_type(produced.get(weight))))
+    return found
+
+
+def _original(name: str) -> str:
+    """The name of a node or output of the graph that the optimiser began with."""
+    return re.sub(r"^(InsertedPrecisionFreeCast_)*(.*?)(_nchwc|_token_\d+)?$", r"\2", name)
 
 
 def _made_type(node: Any) -> str:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import io
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +18,16 @@ from harness.engines.base import (
     import_fault,
 )
 from harness.errors import EngineError, UsageError
+from harness.model.registry import Precision
 
 if TYPE_CHECKING:
     import openvino
 
 # OpenVINO's names of execution types -> ours; u8 and i8 are both 8-bit integer arithmetic.
+WITHOUT_BIAS = "/WithoutBiases"
+"""What OpenVINO adds to the name of a convolution whose bias it split off."""
+DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+HINTS: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "int8": "f32"}
 DTYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 
 
@@ -32,29 +36,59 @@ class OpenVino(Engine):
 
     name = "openvino"
     file_suffix = ".blob"
+    verified = "CPU; GPU and NPU: no"
 
     @property
     def capabilities(self) -> Capabilities:
+        cpu = self.device == "cpu"
         return Capabilities(
-            computes={"fp32": "fp32", "fp16": "fp32", "int8": "int8"},
+            computes={"fp32": "fp32", "fp16": "fp32" if cpu else "fp16", "int8": "int8"},
             source="graph",
-            device="cpu",
+            device="cpu" if cpu else "accelerator",
             int8_scheme="u8s8",
-            options={"threads": "inference threads, default: all cores"},
+            options={
+                "device": "cpu (default), gpu or npu",
+                "threads": "inference threads on the CPU, default: all cores",
+            },
         )
 
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        chosen = self.options.get("device", "cpu")
+        if chosen not in DEVICES:
+            raise UsageError(
+                f"--engine-option openvino.device={chosen}: wanted {', '.join(DEVICES)}", "choose one of them"
+            )
+        return chosen
+
     def available(self) -> str | None:
-        return import_fault("openvino")
+        fault = import_fault("openvino")
+        if fault is not None:
+            return fault
+        import openvino
+
+        present = openvino.Core().available_devices
+        wanted = DEVICES[self.device]
+        # Several GPUs are named GPU.0, GPU.1.
+        if any(found.partition(".")[0] == wanted for found in present):
+            return None
+        return f"openvino finds no {wanted} (it finds {', '.join(present) or 'nothing'})"
 
     def version(self) -> str:
         return importlib.metadata.version("openvino")
 
-    def _config(self) -> dict[str, str]:
+    @property
+    def remedy(self) -> str:
+        return "install the device's driver for OpenVINO" if self.device != "cpu" else super().remedy
+
+    def _config(self, precision: Precision) -> dict[str, str]:
         threads = self.options.get("threads", "0")
         if not threads.isdigit():
             raise UsageError(f"--engine-option openvino.threads={threads}: wanted a whole number", "0 means all cores")
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        return config | ({"INFERENCE_NUM_THREADS": threads} if int(threads) else {})
+        cpu = self.device == "cpu"
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if cpu else HINTS[precision]}
+        return config | ({"INFERENCE_NUM_THREADS": threads} if cpu and int(threads) else {})
 
     def build(self, source: Source, target: Path) -> None:
         import openvino
@@ -62,7 +96,9 @@ class OpenVino(Engine):
         assert source.graph is not None
         core = openvino.Core()
         try:
-            compiled = core.compile_model(core.read_model(str(source.graph)), "CPU", self._config())
+            compiled = core.compile_model(
+                core.read_model(str(source.graph)), DEVICES[self.device], self._config(source.precision)
+            )
         except RuntimeError as error:
             raise EngineError(
                 f"openvino {self.version()} refused {source.graph}: {first_line(error)}",
@@ -75,7 +111,9 @@ class OpenVino(Engine):
         import openvino
 
         try:
-            compiled = openvino.Core().import_model(io.BytesIO(file.read_bytes()), "CPU", self._config())
+            compiled = openvino.Core().import_model(
+                io.BytesIO(file.read_bytes()), DEVICES[self.device], self._config(source.precision)
+            )
         except (RuntimeError, OSError) as error:
             raise EngineError(
                 f"openvino {self.version()} cannot open {file}: {first_line(error)}",
@@ -129,13 +167,14 @@ class _OpenVinoSession(Session):
         return lambda: request.infer(share_outputs=True) and None
 
     def inspect(self) -> Inspection:
-        counts: Counter[str] = Counter()
+        found: list[tuple[str, str]] = []
         for node in self.compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
             if "Convolution" in str(info["layerType"].astype(str)):
                 precision = str(info["runtimePrecision"].astype(str)).lower()
-                counts[DTYPES.get(precision, precision)] += 1
-        return Inspection("cpu", dict(counts))
+                names = str(info["originalLayersNames"].astype(str)).split(",")
+                found += [(name.removesuffix(WITHOUT_BIAS), DTYPES.get(precision, precision)) for name in names]
+        return Inspection(self.compiled.get_property("EXECUTION_DEVICES")[0].lower(), self.source.layers(found))
 
     def close(self) -> None:
         self._compiled = None

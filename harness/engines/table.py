@@ -11,6 +11,10 @@ ENGINES: dict[str, str] = {
     "torch": "harness.engines.torch:Torch",
     "onnxruntime": "harness.engines.onnxruntime:OnnxRuntime",
     "openvino": "harness.engines.openvino:OpenVino",
+    "tensorrt": "harness.engines.tensorrt:TensorRt",
+    "ixrt": "harness.engines.ixrt:Ixrt",
+    "igie": "harness.engines.igie:Igie",
+    "aotinductor": "harness.engines.aotinductor:AotInductor",
 }
 
 

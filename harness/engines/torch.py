@@ -1,12 +1,12 @@
 """Takes a model file and weights; gives torch eager on the CPU, the reference every other engine is held to."""
 
 import importlib.metadata
-from collections import Counter
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source, import_fault
+from harness.engines.base import Capabilities, Engine, Images, Inspection, Layer, Maps, Session, Source, import_fault
 from harness.errors import EngineError
 from harness.model.export import raw_maps, run_module
 from harness.model.mmdet import describe_head, load_config, load_module
@@ -22,6 +22,7 @@ class Torch(Engine):
 
     name = "torch"
     file_suffix = ".pth"
+    verified = "CPU"
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,11 +81,34 @@ class _TorchSession(Session):
         return call
 
     def inspect(self) -> Inspection:
-        import torch
-
-        layers = [m for m in self.module.modules() if isinstance(m, torch.nn.Conv2d)]
-        counts = Counter(DTYPES.get(str(layer.weight.dtype), str(layer.weight.dtype)) for layer in layers)
-        return Inspection(str(layers[0].weight.device), dict(counts))
+        device = str(next(self.module.parameters()).device)
+        return Inspection(device, convolution_layers(self.module, self.source.input_shape))
 
     def close(self) -> None:
         self._module = None
+
+
+def convolution_layers(module: "nn.Module", shape: tuple[int, int, int, int]) -> tuple[Layer, ...]:
+    """The module's convolutions for images of `shape`, all calls of one summed; found without computing anything."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    work: dict[str, int] = {}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+
+    def count(name: str) -> Callable[[torch.nn.Module, Any, torch.Tensor], None]:
+        def hook(layer: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            work[name] = work.get(name, 0) + output.numel() * prod(layers[name].weight.shape[1:])
+
+        return hook
+
+    hooks = [layer.register_forward_hook(count(name)) for name, layer in layers.items()]
+    parameter = next(module.parameters())
+    try:
+        with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+            raw_maps(module)(torch.empty(shape, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    types = {name: str(layer.weight.dtype) for name, layer in layers.items()}
+    return tuple(Layer(name, DTYPES.get(types[name], types[name]), work[name]) for name in work)

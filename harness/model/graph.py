@@ -16,7 +16,7 @@ from harness.model.parity import Outputs, first_shift
 if TYPE_CHECKING:
     import onnx
 
-Int8Scheme = Literal["u8s8"]
+Int8Scheme = Literal["u8s8", "s8"]
 
 # What a step may change, as relative L2 error of the worst output on images. simplify and a fixed batch re-order
 # float32 sums; fp16 rounds weights to 11 bits (the CPU that checks it computes wider: overflow shows in the run, not
@@ -118,11 +118,12 @@ def to_fp16(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def to_int8(
     model: "onnx.ModelProto", calibration: Sequence[npt.NDArray[np.float32]], scheme: Int8Scheme
 ) -> "onnx.ModelProto":
-    """Quantised statically as QDQ, per channel: uint8 activations, int8 weights in reduced range (`u8s8`).
+    """Quantised statically as QDQ, per channel, in one of two schemes.
 
     Args:
         calibration: preprocessed photographs, each `[n, 3, H, W]`.
-        scheme: only `u8s8` today.
+        scheme: `u8s8`: uint8 activations, int8 weights in reduced range, for CPUs, whose kernels else saturate; `s8`:
+            int8 of both, symmetric (every zero point is 0), which is all that TensorRT takes.
     """
     import tempfile
 
@@ -158,10 +159,12 @@ def to_int8(
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 per_channel=True,
-                reduce_range=True,
-                activation_type=QuantType.QUInt8,
+                reduce_range=scheme == "u8s8",
+                activation_type=QuantType.QUInt8 if scheme == "u8s8" else QuantType.QInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
+                # TensorRT takes biases in float: ONNX Runtime would dequantise them from int32.
+                extra_options={"ActivationSymmetric": scheme == "s8", "QuantizeBias": scheme == "u8s8"},
             )
             quantised = onnx.load(str(target))
     finally:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from harness.engines.base import Capabilities
 from harness.engines.table import ENGINES, get_engine
-from harness.model.registry import load_models
+from harness.model.registry import PRECISIONS, Precision, load_models
 
 
 def as_json(baselines: Path) -> dict[str, Any]:
@@ -23,6 +24,29 @@ def as_json(baselines: Path) -> dict[str, Any]:
     return {"models": models, "engines": engines}
 
 
+def engines_table() -> str:
+    """Markdown: what each engine can do, from its capabilities; the README holds it."""
+    head = ("engine", "runs on", "fp32", "fp16", "int8", "tells what ran", "options", "verified")
+    rows = [head, ("---",) * len(head)]
+    for name in ENGINES:
+        engine = get_engine(name)
+        able = engine.capabilities
+        precisions = [_support(able, precision) for precision in PRECISIONS]
+        options = ", ".join(f"`{key}`" for key in able.options) or "–"
+        tells = "yes" if able.inspection else "no: proved by effect"
+        rows.append((f"`{name}`", able.device, *precisions, tells, options, engine.verified))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _support(able: Capabilities, precision: Precision) -> str:
+    if precision not in able.computes:
+        return "–"
+    word = "native" if able.native(precision) else f"stored, computes in {able.computes[precision]}"
+    scheme = f" ({able.int8_scheme})" if precision == "int8" else ""
+    built = f", from the {able.builds_from[precision]} graph" if precision in able.builds_from else ""
+    return f"{word}{scheme}{built}"
+
+
 def as_text(baselines: Path) -> str:
     """Two short tables, one line a model and one an engine."""
     content = as_json(baselines)
@@ -37,5 +61,5 @@ def as_text(baselines: Path) -> str:
     lines.append("engines:")
     for engine in content["engines"]:
         computes = ", ".join(f"{p} (computes in {c})" if p != c else p for p, c in engine["computes"].items())
-        lines.append(f"  {engine['name']:<12} {engine['device']:<4} {computes}")
+        lines.append(f"  {engine['name']:<12} {engine['device']:<11} {computes}")
     return "\n".join(lines)

@@ -71,6 +71,7 @@ class AccuracyResult(_Strict):
     seconds: dict[str, float] = Field(
         default_factory=dict, description="time of each stage, summed over threads, and `wall`, all but `evaluate`"
     )
+    known: str = Field(default="", description="why this is expected to fail")
     resumed: int = Field(default=0, description="images taken over from a killed run; the seconds are of the others")
 
 
@@ -92,6 +93,7 @@ class PerformanceResult(_Strict):
     expected: float | None
     tolerance: float | None
     reason: str
+    known: str = Field(default="", description="why this is expected to fail")
     rounds: int | None = None
     uncertainty: float | None = Field(default=None, description="half-width of the median's 95 % interval, relative")
 
@@ -224,6 +226,10 @@ def _cell_result(records: list[Record]) -> CellResult:
     return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
 
 
+def _known(verdicts: list[Verdict]) -> str:
+    return "; ".join(sorted({f"{v.check}: {v.known}" for v in verdicts if v.known}))
+
+
 def _reason(verdicts: list[Verdict], status: Status) -> str:
     return "; ".join(sorted({f"{v.check}: {v.reason}" for v in verdicts if v.status is status}))
 
@@ -237,7 +243,12 @@ def _accuracy(verdicts: list[Verdict], facts: dict[str, Any]) -> AccuracyResult 
     tolerance = next((v.tolerance for v in own if v.tolerance is not None), None)
     figures = {"map_50_95": None, "map_50": None} | facts
     return AccuracyResult(
-        **figures, status=status, expected=expected or None, tolerance=tolerance, reason=_reason(own, status)
+        **figures,
+        status=status,
+        expected=expected or None,
+        tolerance=tolerance,
+        reason=_reason(own, status),
+        known=_known(own),
     )
 
 
@@ -248,7 +259,12 @@ def _performance(verdicts: list[Verdict], facts: dict[str, Any]) -> PerformanceR
     worst = max(own, key=lambda v: list(Status).index(v.status))
     figures = {"fps": None, "latency_ms": None, "cv": None} | facts
     return PerformanceResult(
-        **figures, status=worst.status, expected=worst.expected, tolerance=worst.tolerance, reason=worst.reason
+        **figures,
+        status=worst.status,
+        expected=worst.expected,
+        tolerance=worst.tolerance,
+        reason=worst.reason,
+        known=_known(own),
     )
 
 

@@ -39,8 +39,8 @@ def render(cells: Sequence[CellResult], width: int, colour: bool) -> str:
     return out.getvalue()
 
 
-def _verdict(status: Status) -> str:
-    return f"[{COLOURS[status]}]{status}[/]"
+def _verdict(status: Status, known: str) -> str:
+    return f"[{COLOURS[status]}]{status}[/]{' (known)' if known else ''}"
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -55,7 +55,7 @@ def _accuracy_rows(cell: CellResult) -> list[tuple[str, ...]]:
     figure = f"{_figure(part.map_50_95, 4)} / {_figure(part.map_50, 4)}"
     bound = f"{_figure(expected.get('map_50_95'), 4)} / {_figure(expected.get('map_50'), 4)}"
     bound = f"{bound} −{part.tolerance:g}" if part.tolerance is not None else "–"
-    return [(cell.id, "AP / AP50", figure, bound, _verdict(part.status), _measured_on(cell, accuracy=True))]
+    return [(cell.id, "AP / AP50", figure, bound, _verdict(part.status, part.known), _measured_on(cell, accuracy=True))]
 
 
 def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
@@ -65,7 +65,7 @@ def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
     figure = "–" if part.fps is None else f"{part.fps:.2f} FPS"
     figure += "" if part.uncertainty is None else f" ±{part.uncertainty:.1%}"
     expected = "–" if part.expected is None else f"{part.expected:.2f} −{part.tolerance or 0:.0%}"
-    return [(cell.id, "FPS", figure, expected, _verdict(part.status), _measured_on(cell, accuracy=False))]
+    return [(cell.id, "FPS", figure, expected, _verdict(part.status, part.known), _measured_on(cell, accuracy=False))]
 
 
 def _measured_on(cell: CellResult, accuracy: bool) -> str:

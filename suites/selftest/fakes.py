@@ -21,7 +21,7 @@ import pytest
 from harness import pipeline
 from harness.detect.dataset import ANNOTATION_FILE, Dataset
 from harness.detect.run import Run, run
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Maps, Session, Source
+from harness.engines.base import Capabilities, Engine, Images, Inspection, Layer, Maps, Session, Source
 from harness.engines.table import ENGINES
 from harness.errors import EngineError
 
@@ -122,7 +122,8 @@ class FakeSession(Session):
         return CLOCK.advance
 
     def inspect(self) -> Inspection:
-        return Inspection("cpu", {"int8" if "precision" in faults() else self.source.precision: 7})
+        ran = "int8" if "precision" in faults() else self.source.precision
+        return Inspection("cpu", tuple(Layer(f"conv{i}", ran, 100) for i in range(7)))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -17,7 +17,8 @@ from harness.environment import collect
 from harness.judge.baseline import SpeedKey, load_recorded
 from harness.model.registry import SCHEMA_FILE, SHIPPED_BASELINES, load_models
 from harness.report import doctor, results
-from suites.selftest.conftest import Command
+from harness.report.listing import engines_table
+from suites.selftest.conftest import CHECKOUT, Command
 
 pytestmark = pytest.mark.selftest
 
@@ -72,7 +73,12 @@ def test_list_names_every_model(capsys: pytest.CaptureFixture[str], model: str) 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_list_names_every_engine(capsys: pytest.CaptureFixture[str], engine: str) -> None:
-    assert re.search(rf"^  {engine} +cpu +fp32", said(capsys, "list"), re.MULTILINE)
+    assert re.search(rf"^  {engine} +(cpu|accelerator) +fp32", said(capsys, "list"), re.MULTILINE)
+
+
+def test_the_readmes_table_of_engines_is_that_of_their_capabilities() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert engines_table() in readme
 
 
 @pytest.mark.parametrize("figures", ["AP 0.333, AP50 0.513, 74.109 FPS", "AP 0.381, AP50 0.555, 133.597 FPS"])
@@ -164,7 +170,7 @@ def broken_engines(tmp_path_factory: pytest.TempPathFactory, python_command: Com
     return outcome.stdout
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
 def test_doctor_names_what_keeps_an_installed_engine_from_being_imported(broken_engines: str, name: str) -> None:
     reason = f"{name} is installed but cannot be imported: lib{name}.so: no such file. mend it: pip install"
     assert f"engine       {name} missing: {reason}" in broken_engines

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from harness.engines import ENGINES, Engine, Inspection, Session, base, get_engine, onnxruntime, openvino, torch
-from harness.engines.base import Images, Maps
+from harness.engines.base import Images, Layer, Maps
 from harness.engines.table import parse_options
 from harness.errors import CheckpointError, DetgateError, EngineError, InvalidRun, Missing, UsageError
 from harness.model.parity import deviations
@@ -135,7 +135,7 @@ def test_what_ran_is_what_the_engine_claims(prepared: Prepared, session: Session
 def test_another_claim_than_what_ran_is_invalid(prepared: Prepared, session: Session) -> None:
     computes = prepared.engine.capabilities.computes[prepared.cell.precision]
     other = "int8" if computes == "fp32" else "fp32"
-    with pytest.raises(InvalidRun, match=f"wanted 95% of convolutions in {other}, found .* in {computes} on "):
+    with pytest.raises(InvalidRun, match=f"wanted 95% of convolution work in {other}, found .* in {computes} on "):
         session.inspect().require(other, prepared.cell.id)
 
 
@@ -230,7 +230,7 @@ def test_an_engine_file_of_another_precision_is_invalid(pipeline: Pipeline, name
     file = prepared_fp32(pipeline, name).file.path
     other = Pipeline(replace(pipeline.settings, engine_file=file))
     prepared = other.prepare(Cell(MODEL, "int8", name))
-    with pytest.raises(InvalidRun, match=f"{MODEL}-int8-{name}: wanted 95% .* in int8, found 58 in fp32"):
+    with pytest.raises(InvalidRun, match=f"{MODEL}-int8-{name}: wanted 95% .* in int8, found 100% in fp32"):
         other.opened(prepared).__enter__()
 
 
@@ -494,7 +494,7 @@ def cast(to: int) -> onnx.NodeProto:
     ids=["float", "fused", "half", "quantised", "cast", "cast-to-half", "dequantised", "input"],
 )
 def test_the_type_of_a_convolution_is_read_from_the_optimised_graph(graph: onnx.GraphProto, computes: str) -> None:
-    assert onnxruntime._convolution_types(graph) == {computes: 1}
+    assert [dtype for _, dtype in onnxruntime._convolution_types(graph)] == [computes]
 
 
 def test_other_operators_are_not_counted() -> None:
@@ -504,31 +504,76 @@ def test_other_operators_are_not_counted() -> None:
 # --- what every engine inherits
 
 
+def layers(work: Mapping[str, int]) -> tuple[Layer, ...]:
+    """One convolution for each type, with that work."""
+    return tuple(Layer(f"conv_in_{dtype}", dtype, amount) for dtype, amount in work.items())
+
+
 @pytest.mark.parametrize(
-    ("convolutions", "enough"),
+    ("work", "enough"),
     [({"fp16": 95, "fp32": 5}, True), ({"fp16": 94, "fp32": 6}, False), ({"fp32": 1}, False), ({}, False)],
     ids=str,
 )
-def test_nearly_all_convolutions_must_run_in_the_claimed_type(convolutions: dict[str, int], enough: bool) -> None:
+def test_nearly_all_work_must_run_in_the_claimed_type(work: dict[str, int], enough: bool) -> None:
     refused = False
     try:
-        Inspection("cpu", convolutions).require("fp16", "a cell")
+        Inspection("cpu", layers(work)).require("fp16", "a cell")
     except InvalidRun:
         refused = True
     assert refused is not enough
 
 
 @pytest.mark.parametrize(
-    ("convolutions", "found"), [({"fp32": 2, "int8": 5}, "2 in fp32, 5 in int8"), ({}, "none at all")], ids=str
+    ("work", "found"),
+    [
+        ({"fp32": 20, "int8": 80}, r"80% in int8, 20% in fp32 on cuda \(conv_in_fp32, conv_in_int8\)"),
+        ({}, "none at all on cuda"),
+    ],
+    ids=str,
 )
-def test_a_wrong_precision_names_cell_device_and_what_ran(convolutions: Mapping[str, int], found: str) -> None:
-    with pytest.raises(InvalidRun, match=f"a cell: wanted 95% of convolutions in fp16, found {found} on cuda"):
-        Inspection("cuda", convolutions).require("fp16", "a cell")
+def test_a_wrong_precision_names_cell_device_layers_and_what_ran(work: Mapping[str, int], found: str) -> None:
+    with pytest.raises(InvalidRun, match=f"a cell: wanted 95% of convolution work in fp16, found {found}"):
+        Inspection("cuda", layers(work)).require("fp16", "a cell")
 
 
-@pytest.mark.parametrize(("convolutions", "most"), [({"fp32": 2, "int8": 5}, "int8"), ({}, "none")], ids=str)
-def test_the_dominant_type_is_that_of_most_convolutions(convolutions: Mapping[str, int], most: str) -> None:
-    assert Inspection("cpu", convolutions).dominant == most
+@pytest.mark.parametrize(("work", "most"), [({"fp32": 2, "int8": 5}, "int8"), ({}, "none")], ids=str)
+def test_the_dominant_type_is_that_of_most_work(work: Mapping[str, int], most: str) -> None:
+    assert Inspection("cpu", layers(work)).dominant == most
+
+
+def test_what_cannot_be_inspected_says_so_and_is_not_held_to_a_claim() -> None:
+    inspection = Inspection("cuda", None)
+    inspection.require("fp16", "a cell")
+    assert inspection.dominant == "not inspectable"
+
+
+def test_every_convolution_of_the_graph_is_accounted_for(prepared: Prepared, session: Session) -> None:
+    found = session.inspect().layers
+    assert found is not None
+    assert len(found) >= 34
+    assert all(layer.work > 0 and layer.dtype != "unknown" for layer in found)
+
+
+def test_a_graphs_work_is_that_of_the_module(pipeline: Pipeline) -> None:
+    totals = set()
+    for engine in ("torch", "onnxruntime", "openvino"):
+        prepared = prepared_fp32(pipeline, engine)
+        with prepared.engine.open(prepared.source, prepared.file.path) as opened:
+            totals.add(sum(layer.work for layer in opened.inspect().layers or ()))
+    assert len(totals) == 1
+
+
+def test_a_convolution_that_the_runtime_does_not_mention_ran_in_unknown(pipeline: Pipeline) -> None:
+    source = prepared_fp32(pipeline, "onnxruntime").source
+    names = [layer.name for layer in source.layers([])]
+    found = source.layers([(names[0], "fp32"), ("something else", "fp16")])
+    assert {layer.dtype for layer in found[1:]} == {"unknown"}
+    assert found[0].dtype == "fp32"
+
+
+def test_without_a_graph_the_runtimes_own_layers_count_alike(pipeline: Pipeline) -> None:
+    source = replace(prepared_fp32(pipeline, "onnxruntime").source, graph=None)
+    assert source.layers([("a", "fp32"), ("b", "int8")]) == (Layer("a", "fp32", 1), Layer("b", "int8", 1))
 
 
 def test_calls_are_timed_by_the_given_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -366,7 +366,10 @@ def test_speed_accepted_on_another_device_is_recorded_with_the_differences(accep
     ("fault", "reason"),
     [
         ("nan", f"INVALID {FP32} integrity: NaN or Inf in raw output 'box_8' for image 1 (000000000001.png)"),
-        ("precision", f"INVALID {FP32} integrity: {FP32}: wanted 95% of convolutions in fp32, found 7 in int8 on cpu"),
+        (
+            "precision",
+            f"INVALID {FP32} integrity: {FP32}: wanted 95% of convolution work in fp32, found 100% in int8 on cpu",
+        ),
         ("lost", f"INVALID {FP32} integrity: {FP32}: wanted each of 12 images once, found 11 processed, 1 lost (first"),
         ("shape", f"INVALID {FP32} engine: wanted outputs {{'cls_8': (8, 27, 8, 8)"),
     ],

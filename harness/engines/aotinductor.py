@@ -1,0 +1,224 @@
+"""Takes a model file and weights; gives AOTInductor: the module compiled ahead of time by torch, on the CPU or CUDA.
+
+It needs nothing but torch and, to build, a C++ compiler. On CUDA: unverified on hardware.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.engines.base import (
+    Capabilities,
+    Engine,
+    Images,
+    Inspection,
+    Layer,
+    Maps,
+    Session,
+    Source,
+    first_line,
+    import_fault,
+)
+from harness.engines.torch import DTYPES
+from harness.errors import EngineError, UsageError
+from harness.model.export import raw_maps
+from harness.model.mmdet import load_config, load_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DEVICES = ("cpu", "cuda")
+LAYERS = "detgate_layers"
+"""Key under which the package carries what its convolutions compute in."""
+
+
+class AotInductor(Engine):
+    """torch.export and AOTInductor, from the same module that is exported to ONNX; images in and maps out are fp32."""
+
+    name = "aotinductor"
+    file_suffix = ".pt2"
+    verified = "CPU; CUDA: no"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            computes={"fp32": "fp32", "fp16": "fp16"},
+            source="module",
+            device="cpu" if self.device == "cpu" else "accelerator",
+            options={"device": "cpu (default) or cuda"},
+        )
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        chosen = self.options.get("device", "cpu")
+        if chosen not in DEVICES:
+            raise UsageError(
+                f"--engine-option aotinductor.device={chosen}: wanted {' or '.join(DEVICES)}", "choose one of them"
+            )
+        return chosen
+
+    def available(self) -> str | None:
+        fault = import_fault("torch")
+        if fault is not None:
+            return fault
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            return f"aotinductor builds with a C++ compiler, found no {compiler}"
+        if self.device == "cuda":
+            import torch
+
+            return None if torch.cuda.is_available() else f"torch {self.version()} finds no CUDA device"
+        return None
+
+    @property
+    def remedy(self) -> str:
+        if self.device == "cuda":
+            return "install torch's CUDA build and the driver, or ask for aotinductor.device=cpu"
+        return "apt install g++, or set CXX to your compiler"
+
+    def version(self) -> str:
+        return importlib.metadata.version("torch")
+
+    def build(self, source: Source, target: Path) -> None:
+        import torch
+        from torch._inductor import aoti_compile_and_package
+
+        images = torch.zeros(source.input_shape, device=self.device)
+        try:
+            with torch.no_grad(), _quiet():
+                program = torch.export.export(_typed(source, self.device), (images,), strict=False)
+                layers = json.dumps([vars(layer) for layer in _layers(program)])
+                aoti_compile_and_package(
+                    program, package_path=str(target), inductor_configs={"aot_inductor.metadata": {LAYERS: layers}}
+                )
+        except Exception as error:  # torch's compilers raise errors of many unrelated kinds
+            raise EngineError(
+                f"aotinductor (torch {self.version()}) did not compile {source.spec.name}: {first_line(error)}",
+                "see that the C++ compiler works (g++ --version) and the disk has room; TORCH_LOGS=inductor tells more",
+            ) from error
+
+    def open(self, source: Source, file: Path) -> Session:
+        from torch._inductor import aoti_load_package
+
+        try:
+            with _quiet():
+                package = aoti_load_package(str(file))
+            layers = tuple(Layer(**layer) for layer in json.loads(package.get_metadata()[LAYERS]))
+        except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+            raise EngineError(
+                f"aotinductor (torch {self.version()}) cannot open {file}: {first_line(error)}",
+                "build it again: the file is damaged, of another version or not detgate's (remove it, or leave "
+                "--engine-file out)",
+            ) from error
+        return _AotInductorSession(source, package, layers, self.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _typed(source: Source, device: str) -> "nn.Module":
+    """The module in the source's precision, float32 on both ends."""
+    import torch
+
+    config = load_config(source.spec, source.models_directory)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[source.precision]
+    weights = source.weights.path if source.weights else None
+    maps = raw_maps(load_module(source.spec, config, weights)).to(device, dtype)
+
+    class Typed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = maps
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(level.float() for level in self.maps(images.to(dtype)))
+
+    return Typed().eval()
+
+
+def _layers(program: "torch.export.ExportedProgram") -> list[Layer]:
+    """The convolutions of an exported program, with the type of what they compute."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "call_function" and "conv" in str(node.target):
+            output, weight = node.meta["val"], node.args[1].meta["val"]
+            dtype = DTYPES.get(str(output.dtype), str(output.dtype))
+            found.append(Layer(node.name, dtype, output.numel() * prod(weight.shape[1:])))
+    return found
+
+
+class _AotInductorSession(Session):
+    def __init__(self, source: Source, package: Any, layers: tuple[Layer, ...], device: str) -> None:
+        super().__init__(source)
+        self._package = package
+        self._layers = layers
+        self._device = device
+
+    @property
+    def package(self) -> Any:
+        if self._package is None:
+            raise EngineError("the session is closed", "open the engine again")
+        return self._package
+
+    def _run(self, images: "torch.Tensor") -> "list[torch.Tensor]":
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return list(self.package(images))
+        except RuntimeError as error:
+            raise EngineError(
+                f"aotinductor failed on images {tuple(images.shape)}: {first_line(error)}",
+                "build it for this batch and input size; leave more memory, or set a smaller --batch-size",
+            ) from error
+
+    def _infer(self, images: Images) -> Maps:
+        import torch
+
+        maps = self._run(torch.from_numpy(images).to(self._device))
+        names = list(self.source.shapes)
+        if len(maps) != len(names):
+            raise EngineError(
+                f"wanted {len(names)} outputs, found {len(maps)}", "the engine is another model's: mend --engine-file"
+            )
+        return {name: level.cpu().numpy() for name, level in zip(names, maps, strict=True)}
+
+    def prepare(self, images: Images) -> Callable[[], None]:
+        import torch
+
+        assert self.package
+        resident = torch.from_numpy(images).to(self._device)
+        cuda = self._device == "cuda"
+
+        def call() -> None:
+            self._run(resident)
+            if cuda:
+                torch.cuda.synchronize()
+
+        return call
+
+    def memory(self) -> int | None:
+        import torch
+
+        return torch.cuda.memory_allocated() if self._device == "cuda" else None
+
+    def inspect(self) -> Inspection:
+        assert self.package
+        return Inspection(self._device, self._layers)
+
+    def close(self) -> None:
+        self._package = None

@@ -1,0 +1,78 @@
+"""Takes `baselines/known_failures/<engine>.json`; gives the checks that are expected to fail, and until when."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import BaselineError
+from harness.model.registry import first_fault
+
+FOLDER = "known_failures"
+SCHEMA_FILE = "known_failures.schema.json"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KnownFailure(_Strict):
+    """One check that is expected to fail, by its pytest node id."""
+
+    id: str = Field(min_length=1, description="node id, as `pytest --collect-only -q` prints it")
+    kind: Literal["notimpl", "notyet", "never"] = Field(
+        description="notimpl: detgate's to do; notyet: the engine's; never: it cannot be"
+    )
+    stage: Literal["export", "graph", "build", "open", "run", "accuracy", "performance"]
+    reason: str = Field(min_length=1)
+    link: str | None = Field(description="where it is followed; null only where there is no such place")
+    expires: datetime.date = Field(description="from this day on the entry fails the run: look again, then renew it")
+
+
+class KnownFailures(_Strict):
+    """All of one engine."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    engine: str
+    failures: tuple[KnownFailure, ...]
+
+
+def load_known(baselines: Path, engine: str) -> tuple[KnownFailure, ...]:
+    """The engine's known failures; none where it has no file.
+
+    Raises:
+        BaselineError: the file breaks its schema, is another engine's, or names a check twice.
+    """
+    path = baselines / FOLDER / f"{engine}.json"
+    if not path.exists():
+        return ()
+    try:
+        found = KnownFailures.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BaselineError(f"cannot read {path}: {error}", "mend the file") from error
+    except ValidationError as error:
+        raise BaselineError(f"{path}: {first_fault(error)}", f"mend the file; its form is in {SCHEMA_FILE}") from error
+    if found.engine != engine:
+        raise BaselineError(f"{path}: wanted engine '{engine}', found '{found.engine}'", "correct 'engine'")
+    ids = [failure.id for failure in found.failures]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise BaselineError(f"{path}: {twice[0]} is there twice", "remove one of the entries")
+    return found.failures
+
+
+def require_current(baselines: Path, engine: str, failures: tuple[KnownFailure, ...], today: datetime.date) -> None:
+    """Refuse entries whose day has come.
+
+    Raises:
+        BaselineError: names the first and how many there are.
+    """
+    expired = [failure for failure in failures if failure.expires <= today]
+    if expired:
+        raise BaselineError(
+            f"{baselines / FOLDER / f'{engine}.json'}: {len(expired)} entries have expired, first {expired[0].id} "
+            f"({expired[0].expires}: {expired[0].reason})",
+            "run it; where it still fails give a new day and say why in the commit, else remove the entry",
+        )
