@@ -49,10 +49,12 @@ class AotInductor(Engine):
 
     @property
     def capabilities(self) -> Capabilities:
+        # On a CPU torch's half-precision kernels convert around float32 ones: neither native nor of use to anybody.
+        cpu = self.device == "cpu"
         return Capabilities(
-            computes={"fp32": "fp32", "fp16": "fp16"},
+            computes={"fp32": "fp32"} if cpu else {"fp32": "fp32", "fp16": "fp16"},
             source="module",
-            device="cpu" if self.device == "cpu" else "accelerator",
+            device="cpu" if cpu else "accelerator",
             options={"device": "cpu (default) or cuda"},
         )
 

@@ -148,7 +148,7 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "one engine file for many cells": (
         ("--model", MODEL, "--engine-file", "pytest.ini"),
-        "--engine-file is one cell's engine, but 17 cells are chosen",
+        "--engine-file is one cell's engine, but 16 cells are chosen",
         "--model NAME --precision PRECISION --engine ENGINE",
     ),
     "baselines without models": (

@@ -146,6 +146,21 @@ def test_int8_scales_each_channel_by_itself(model: onnx.ModelProto, images: Arra
     assert scales == {(CHANNELS,)}
 
 
+def test_the_symmetric_scheme_has_no_zero_point_and_no_integer_bias(model: onnx.ModelProto, images: Array) -> None:
+    made = to_int8(model, [images], "s8").graph
+    points = [numpy_helper.to_array(w) for w in made.initializer if w.name.endswith("zero_point")]
+    assert points
+    assert {str(point.dtype) for point in points} == {"int8"}
+    assert all((point == 0).all() for point in points)
+    biases = [node.input[2] for node in made.node if node.op_type == "Conv" and len(node.input) > 2]
+    assert all(w.data_type == TensorProto.FLOAT for w in made.initializer if w.name in biases)
+    assert run_graph(made_of(made), images).keys() == OUTPUTS.keys()
+
+
+def made_of(made: onnx.GraphProto) -> onnx.ModelProto:
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def test_int8_without_calibration_images_is_refused(model: onnx.ModelProto) -> None:
     with pytest.raises(GraphError, match="needs calibration images, found none"):
         to_int8(model, [], "u8s8")
