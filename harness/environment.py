@@ -110,7 +110,7 @@ def _version(names: tuple[str, ...]) -> str | None:
 
 
 def _cpu() -> Device:
-    usable = _usable_cores()
+    usable = usable_cores()
     return {
         "cpu": _cpu_model(),
         "physical_cores": _physical_cores(),
@@ -134,7 +134,7 @@ def _physical_cores() -> int | None:
     return len(siblings - {""}) or None
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores this process may run on: taskset and cpusets narrow them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

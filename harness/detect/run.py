@@ -5,7 +5,6 @@ made ready and batch k - 1 decoded during the inference of batch k. Two input ba
 at most. What is finished can be journalled, so that a killed run is taken up again.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from harness.detect.decode import Boxes, Decoder
 from harness.detect.detections import Detections
 from harness.detect.journal import Journal
 from harness.detect.preprocess import Geometry, preprocess_into, read_image
+from harness.environment import usable_cores
 from harness.errors import InvalidRun, NotFinite
 from harness.model.mmdet import InputSpec
 
@@ -130,11 +130,6 @@ def run(
             finish(before)
     seconds["wall"] = time.perf_counter() - start
     return Run(Detections.concatenate(finished), seconds, resumed)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

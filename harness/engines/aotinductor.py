@@ -27,7 +27,7 @@ from harness.engines.base import (
     import_fault,
 )
 from harness.engines.torch import DTYPES
-from harness.errors import EngineError, UsageError
+from harness.errors import EngineError
 from harness.model.export import raw_maps
 from harness.model.mmdet import load_config, load_module
 
@@ -61,12 +61,7 @@ class AotInductor(Engine):
     @property
     def device(self) -> str:
         """Where it runs."""
-        chosen = self.options.get("device", "cpu")
-        if chosen not in DEVICES:
-            raise UsageError(
-                f"--engine-option aotinductor.device={chosen}: wanted {' or '.join(DEVICES)}", "choose one of them"
-            )
-        return chosen
+        return self.choice("device", DEVICES)
 
     def available(self) -> str | None:
         fault = import_fault("torch")
@@ -94,10 +89,11 @@ class AotInductor(Engine):
         import torch
         from torch._inductor import aoti_compile_and_package
 
-        images = torch.zeros(source.input_shape, device=self.device)
+        # Made before: what is wrong with the checkpoint or config is said by their own errors.
+        module, images = _typed(source, self.device), torch.zeros(source.input_shape, device=self.device)
         try:
             with torch.no_grad(), _quiet():
-                program = torch.export.export(_typed(source, self.device), (images,), strict=False)
+                program = torch.export.export(module, (images,), strict=False)
                 layers = json.dumps([vars(layer) for layer in _layers(program)])
                 aoti_compile_and_package(
                     program, package_path=str(target), inductor_configs={"aot_inductor.metadata": {LAYERS: layers}}

@@ -6,7 +6,7 @@ import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -65,8 +65,6 @@ class Capabilities:
     int8_scheme: the QDQ scheme it wants, None when it has no int8.
     builds_from: the graph of another precision that it builds one from, with a flag of its own (`fp16 -> fp32`).
     inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
-    device_timing: times calls by the device's own clock too.
-    rebuilds_alike: two builds of one graph detect the same, to the bit.
     options: keys that `--engine-option ENGINE.KEY=VALUE` may set, with one line on each.
     """
 
@@ -76,8 +74,6 @@ class Capabilities:
     int8_scheme: Int8Scheme | None = None
     builds_from: Mapping[Precision, Precision] = field(default_factory=dict)
     inspection: bool = True
-    device_timing: bool = False
-    rebuilds_alike: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -296,6 +292,32 @@ class Engine(ABC):
     def remedy(self) -> str:
         """The command that makes this engine available."""
         return f"pip install -e '.[{self.name}]'"
+
+    def choice(self, key: str, choices: Sequence[str]) -> str:
+        """The option `key`, one of `choices`; the first where it is not set.
+
+        Raises:
+            UsageError: another value.
+        """
+        chosen = self.options.get(key, choices[0])
+        if chosen not in choices:
+            named = (" or " if len(choices) == 2 else ", ").join(choices)
+            raise UsageError(f"--engine-option {self.name}.{key}={chosen}: wanted {named}", "choose one of them")
+        return chosen
+
+    def whole_number(self, key: str, hint: str) -> int | None:
+        """The option `key` as a number; None where it is not set.
+
+        Args:
+            hint: what a value means or looks like, for who gave another.
+
+        Raises:
+            UsageError: no whole number.
+        """
+        value = self.options.get(key)
+        if value is not None and not value.isdigit():
+            raise UsageError(f"--engine-option {self.name}.{key}={value}: wanted a whole number", hint)
+        return None if value is None else int(value)
 
     def flags(self) -> dict[str, str]:
         """Build flags; part of every engine's cache key."""

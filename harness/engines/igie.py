@@ -24,7 +24,7 @@ from harness.engines.base import (
     first_line,
     import_fault,
 )
-from harness.errors import EngineError, Missing, UsageError
+from harness.errors import EngineError, Missing
 
 RUNTIME = "tvm"
 # The target of Iluvatar's own programs.
@@ -62,10 +62,7 @@ class Igie(Engine):
     @property
     def device(self) -> int:
         """Number of the GPU that is asked for."""
-        chosen = self.options.get("device", "0")
-        if not chosen.isdigit():
-            raise UsageError(f"--engine-option igie.device={chosen}: wanted a whole number", "0 is the first GPU")
-        return int(chosen)
+        return self.whole_number("device", "0 is the first GPU") or 0
 
     def available(self) -> str | None:
         fault = _runtime_fault()
@@ -272,18 +269,6 @@ class IgieSession(Session):
     def prepare(self, images: Images) -> Callable[[], None]:
         self._upload(images)
         return self._run
-
-    def transfer(self, images: Images) -> Callable[[], None]:
-        """A call that copies one batch `[batch, 3, H, W]` in, runs it, waits, and copies every output out.
-
-        Raises:
-            EngineError: as `infer`.
-        """
-
-        def call() -> None:
-            self._infer(images)
-
-        return call
 
     def published_seconds(self) -> float:
         """Mean seconds of a run as Iluvatar's published FPS counts it: batch / this is that FPS.

@@ -28,7 +28,7 @@ from harness.engines.base import (
     first_line,
     import_fault,
 )
-from harness.errors import DetgateError, EngineError, Missing, UsageError
+from harness.errors import DetgateError, EngineError, Missing
 from harness.model.graph import Int8Scheme
 from harness.model.registry import Precision
 
@@ -77,10 +77,7 @@ class Ixrt(Engine):
     @property
     def device(self) -> int:
         """Number of the GPU that is asked for."""
-        chosen = self.options.get("device", "0")
-        if not chosen.isdigit():
-            raise UsageError(f"--engine-option ixrt.device={chosen}: wanted a whole number", "0 is the first GPU")
-        return int(chosen)
+        return self.whole_number("device", "0 is the first GPU") or 0
 
     def available(self) -> str | None:
         return "; ".join(fault for fault in (_runtime_fault(), self._device_fault()) if fault) or None

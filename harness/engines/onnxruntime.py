@@ -18,7 +18,7 @@ from harness.engines.base import (
     first_line,
     import_fault,
 )
-from harness.errors import EngineError, Missing, UsageError
+from harness.errors import EngineError, Missing
 
 if TYPE_CHECKING:
     import onnx
@@ -68,12 +68,7 @@ class OnnxRuntime(Engine):
 
     @property
     def provider(self) -> str:
-        chosen = self.options.get("provider", "cpu")
-        if chosen not in PROVIDERS:
-            raise UsageError(
-                f"--engine-option onnxruntime.provider={chosen}: wanted {' or '.join(PROVIDERS)}", "choose one of them"
-            )
-        return chosen
+        return self.choice("provider", tuple(PROVIDERS))
 
     def available(self) -> str | None:
         wanted = PROVIDERS[self.provider]
@@ -105,12 +100,7 @@ class OnnxRuntime(Engine):
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        threads = self.options.get("threads", "0")
-        if not threads.isdigit():
-            raise UsageError(
-                f"--engine-option onnxruntime.threads={threads}: wanted a whole number", "0 means all cores"
-            )
-        options.intra_op_num_threads = int(threads)
+        options.intra_op_num_threads = self.whole_number("threads", "0 means all cores") or 0
         if self.provider == "cuda":
             options.add_session_config_entry(NO_CPU_FALLBACK, "1")
         return options

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.engines.base import (
+    UNKNOWN,
     Capabilities,
     Engine,
     Images,
@@ -62,7 +63,6 @@ SPELLINGS = {
 }
 TYPE_FIELDS = ("Format/Datatype", "Datatype", "DataType", "Format")  # TensorRT 10 has the first, 11 the others
 COPIES = ("Reformat", "NoOp", "Constant")  # layers that compute nothing, though they bear the names of their neighbours
-UNKNOWN = "unknown"
 # Where several kernels share one convolution, the widest type counts.
 WIDEST_FIRST = (UNKNOWN, "fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 
@@ -135,23 +135,12 @@ class TensorRt(Engine):
     @property
     def index(self) -> int:
         """Which CUDA device."""
-        return self._whole_number("device", "0 is the first device") or 0
+        return self.whole_number("device", "0 is the first device") or 0
 
     @property
     def cuda_graph(self) -> str:
         """`auto`, `on` or `off`."""
-        chosen = self.options.get("cuda_graph", CUDA_GRAPH[0])
-        if chosen not in CUDA_GRAPH:
-            raise UsageError(
-                f"--engine-option tensorrt.cuda_graph={chosen}: wanted {', '.join(CUDA_GRAPH)}", "choose one of them"
-            )
-        return chosen
-
-    def _whole_number(self, key: str, hint: str) -> int | None:
-        value = self.options.get(key)
-        if value is not None and not value.isdigit():
-            raise UsageError(f"--engine-option tensorrt.{key}={value}: wanted a whole number", hint)
-        return None if value is None else int(value)
+        return self.choice("cuda_graph", CUDA_GRAPH)
 
     def _cuda(self) -> "_Cuda":
         """The device asked for.
@@ -209,10 +198,10 @@ class TensorRt(Engine):
 
         config.clear_flag(trt.BuilderFlag.TF32)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        workspace = self._whole_number("workspace_mb", "for example 1024")
+        workspace = self.whole_number("workspace_mb", "for example 1024")
         if workspace:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
-        level = self._whole_number("optimization_level", "0 to 5")
+        level = self.whole_number("optimization_level", "0 to 5")
         if level is not None:
             if level not in OPTIMIZATION_LEVELS:
                 raise UsageError(f"--engine-option tensorrt.optimization_level={level}: wanted 0 to 5", "3 is usual")

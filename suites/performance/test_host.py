@@ -22,7 +22,8 @@ from fixtures.rawmaps import coco_like
 from fixtures.val2017 import BOXES_FOUND, disturbed, of_the_size_of_val2017
 from harness.detect.decode import Decoder, make_decoder
 from harness.detect.preprocess import Geometry, preprocess_into, read_image
-from harness.detect.run import Images, Maps, load_batch, parts_of, run, usable_cores
+from harness.detect.run import Images, Maps, load_batch, parts_of, run
+from harness.environment import usable_cores
 from harness.measure.evaluate import NUMBERS, CocoMetrics, evaluate, evaluate_reference
 from harness.model.mmdet import HeadSpec, InputSpec, build_module, describe_head, describe_input, load_config
 from harness.model.registry import ModelSpec, load_models
@@ -292,9 +293,10 @@ class Work:
 @pytest.fixture(params=["pisa-mini", "paa-mini"])
 def work(request: pytest.FixtureRequest, pipeline: Pipeline) -> Work:
     cell = Cell(request.param, "fp32", "openvino")
-    reason = pipeline.engine(cell.engine).available()
+    engine = pipeline.engine(cell.engine)
+    reason = engine.available()
     if reason:
-        pytest.skip(reason)
+        pytest.skip(f"{reason}; mend it: {engine.remedy}")
     return Work(pipeline, cell, pipeline.batch(cell))
 
 

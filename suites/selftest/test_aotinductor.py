@@ -1,13 +1,15 @@
 """AOTInductor says what it needs, and refuses a package that is damaged, not detgate's or cannot be compiled."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.engines import get_engine
 from harness.engines.base import Source
-from harness.errors import EngineError, UsageError
+from harness.errors import CheckpointError, EngineError, UsageError
+from harness.model.checkpoint import Weights
 from harness.pipeline import Cell, Pipeline, Settings
 
 pytestmark = pytest.mark.selftest
@@ -73,3 +75,10 @@ def test_what_cannot_be_compiled_names_the_model(
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fails)
     with pytest.raises(EngineError, match="did not compile pisa-mini: the compiler has no memory left"):
         get_engine("aotinductor").build(source, tmp_path / "engine.pt2")
+
+
+def test_what_is_wrong_with_the_checkpoint_is_not_called_a_compiler_fault(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    broken = replace(source, weights=Weights(tmp_path / "broken.pth", "0" * 64))
+    with pytest.raises(CheckpointError):
+        get_engine("aotinductor").build(broken, tmp_path / "engine.pt2")

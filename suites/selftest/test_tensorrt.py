@@ -65,6 +65,7 @@ def source_of(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> C
 
 def quantise(graph: Path, target: Path, images: Images, activations: str = "QInt8", bias: bool = False) -> None:
     """The scheme `s8`: symmetric int8 on both sides of every convolution, its bias as it was; or one that is not."""
+    import onnx
     from onnxruntime import quantization as q
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc]
@@ -74,8 +75,9 @@ def quantise(graph: Path, target: Path, images: Images, activations: str = "QInt
         def get_next(self) -> dict[str, Images] | None:
             return self.left.pop() if self.left else None
 
+    # A model, not a path: given one, the quantiser writes a file beside the graph, which other processes share.
     q.quantize_static(
-        str(graph),
+        onnx.load(graph),
         str(target),
         Reader(),
         quant_format=q.QuantFormat.QDQ,

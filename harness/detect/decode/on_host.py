@@ -1,7 +1,6 @@
 """Takes one image's raw maps as numpy arrays; gives their `Entries` after one read of memory, shared by the cores."""
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from harness.detect.decode import kernels
 from harness.detect.decode.boxes import Maps
 from harness.detect.decode.entries import FloatArray, IndexArray
 from harness.detect.decode.scores import log_floor, logit_floor
+from harness.environment import usable_cores
 from harness.errors import NotFinite
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ def share(tasks: Sequence[Task]) -> None:
 @functools.cache
 def _helpers() -> int:
     """Helper threads worth having: one for each core that this process may use beside the caller's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MAX_HELPERS)
+    return min(usable_cores() - 1, MAX_HELPERS)
 
 
 @functools.cache
