@@ -20,8 +20,8 @@ R = TypeVar("R")
 Halves = npt.NDArray[np.uint16]
 Found = tuple[bool, IndexArray, IndexArray, FloatArray, FloatArray]
 
-# Logits that are compared before it is asked whether one exceeds its floor.
-BLOCK = 64
+# Logits that are compared before it is asked whether one exceeds its floor: first many, then, where one does, few.
+STRETCH, BLOCK = 512, 32
 
 # What float16's Inf becomes when it is widened as if it were a number.
 WIDENED_INF = np.float32(65536)
@@ -37,12 +37,13 @@ ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.fl
 # mmdet's `wh_ratio_clip`: no box is more than 62.5 times wider or narrower than its anchor.
 MAX_LOG_RATIO = np.float32(abs(np.log(16 / 1000)))
 # mmdet's score voting.
-MIN_IOU, SIGMA, EPSILON = np.float32(0.01), np.float32(0.025), np.float32(1e-6)
+MIN_IOU, EPSILON = np.float32(0.01), np.float32(1e-6)
 
 _float, _index = types.float32, types.int64
 _floats, _indices = _float[::1], _index[::1]
 _rows = _float[:, ::1]
 _found: Any = types.Tuple((types.boolean, _indices, _indices, _floats, _floats))  # type: ignore[no-untyped-call]
+_voters: Any = types.Tuple((_indices, _indices, _floats))  # type: ignore[no-untyped-call]
 
 
 def _given(dtype: Any, dimensions: int) -> Any:
@@ -129,13 +130,17 @@ def _append(logits: FloatArray, floors: FloatArray, cells: IndexArray, found: Fl
     """Add those of one class's logits that exceed their floors, and their cells; the new count."""
     if not _any_above(logits, floors):
         return count
-    for first in range(0, len(logits), BLOCK):
-        block, floor = logits[first : first + BLOCK], floors[first : first + BLOCK]
-        if _any_above(block, floor):
-            for i in range(len(block)):
-                # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
-                cells[count], found[count] = first + i, block[i]
-                count += block[i] > floor[i]
+    for start in range(0, len(logits), STRETCH):
+        stretch, its_floors = logits[start : start + STRETCH], floors[start : start + STRETCH]
+        if not _any_above(stretch, its_floors):
+            continue
+        for first in range(0, len(stretch), BLOCK):
+            block, floor = stretch[first : first + BLOCK], its_floors[first : first + BLOCK]
+            if _any_above(block, floor):
+                for i in range(len(block)):
+                    # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
+                    cells[count], found[count] = start + first + i, block[i]
+                    count += block[i] > floor[i]
     return count
 
 
@@ -380,43 +385,57 @@ def batched_nms(boxes: FloatArray, labels: IndexArray, iou_threshold: np.float32
     return kept[:count].copy()
 
 
-@compiled(_rows(_indices, _rows, _floats, _indices))
-def voted(kept: IndexArray, boxes: FloatArray, scores: FloatArray, labels: IndexArray) -> FloatArray:
-    """Each kept box as the mean of its class's overlapping candidates, weighted by IoU and score.
+@compiled(_voters(_indices, _rows, _indices))
+def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[IndexArray, IndexArray, FloatArray]:
+    """The candidates of its class that overlap each kept box, and by how much.
 
     Args:
         kept: `[K]` indices into the candidates.
-        boxes, scores, labels: `[N, 4]` xyxy, `[N]`, `[N]`: all candidates of the image.
+        boxes, labels: `[N, 4]` xyxy, `[N]`: all candidates of the image.
 
     Returns:
-        `[K, 4]` xyxy. A box without area overlaps nothing, itself included, and stays as it is; mmdet makes it NaN
-        (0 / 0), which COCO's evaluation would count as a match.
-
-    Source: mmdet 3.3.0 `PAAHead.score_voting`. Sums are taken in float64: torch's order of summation is not defined.
+        Pairs of a place in `kept` and a candidate `[P]`, in order of the places, and their IoUs `[P]`. A box without
+        area overlaps nothing, itself included.
     """
-    means = boxes[kept]
-    if not len(kept):
-        return means
+    counts = np.zeros(labels.max() + 1 if len(labels) else 0, np.int64)
     # Each class's candidates as a chain, so that the others are not looked at.
-    latest, before = np.full(labels.max() + 1, -1), np.empty(len(boxes), np.int64)
+    latest, before = np.full(len(counts), -1), np.empty(len(boxes), np.int64)
     for i in range(len(boxes)):
         before[i], latest[labels[i]] = latest[labels[i]], i
-    sums = np.empty(4)
-    for j in range(len(kept)):
-        box, total = boxes[kept[j]], 0.0
-        sums[:] = 0.0
-        i = latest[labels[kept[j]]]
+        counts[labels[i]] += 1
+    room = counts[labels[kept]].sum()
+    places, candidates, ious = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+    count = 0
+    for place in range(len(kept)):
+        box, i = boxes[kept[place]], latest[labels[kept[place]]]
         while i >= 0:
             common = _intersection(box, boxes[i])
-            iou = common / max(_area(box) + _area(boxes[i]) - common, EPSILON)
-            if iou > MIN_IOU:
-                distance = ONE - iou
-                weight = np.float64(np.float32(np.exp(np.float64(-(distance * distance) / SIGMA))) * scores[i])
-                total += weight
-                for k in range(4):
-                    sums[k] += weight * np.float64(boxes[i, k])
+            if common > ZERO:
+                iou = common / max(_area(box) + _area(boxes[i]) - common, EPSILON)
+                if iou > MIN_IOU:
+                    places[count], candidates[count], ious[count] = place, i, iou
+                    count += 1
             i = before[i]
-        if total > 0:
-            for k in range(4):
-                means[j, k] = np.float32(sums[k] / total)
-    return means
+    return places[:count], candidates[:count], ious[:count]
+
+
+@compiled(types.void(_rows, _rows, _indices, _indices, _floats))
+def vote(means: FloatArray, boxes: FloatArray, places: IndexArray, candidates: IndexArray, weights: FloatArray) -> None:
+    """Replace each of `means` `[K, 4]` by the weighted mean of its candidates' `boxes`; without any it stays.
+
+    Args:
+        places: `[P]` ascending, with candidates `[P]` and their weights `[P]`.
+
+    Sums are taken in float64: torch's order of summation is not defined.
+    """
+    sums, total = np.zeros(4), 0.0
+    for j in range(len(places)):
+        weight = np.float64(weights[j])
+        total += weight
+        for k in range(4):
+            sums[k] += weight * np.float64(boxes[candidates[j], k])
+        if j + 1 == len(places) or places[j + 1] != places[j]:
+            if total > 0:
+                for k in range(4):
+                    means[places[j], k] = np.float32(sums[k] / total)
+            sums[:], total = 0.0, 0.0

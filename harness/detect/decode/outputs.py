@@ -1,5 +1,6 @@
 """Takes an engine's named outputs; gives them back checked against what the head must produce."""
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,12 @@ def are_arrays(outputs: Maps) -> bool:
     return isinstance(next(iter(outputs.values())), np.ndarray)
 
 
+@functools.cache
+def _type_name(dtype: object) -> str:
+    """Of numpy's types and torch's alike; asked for each map of each image, and slow to be told."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check_outputs(outputs: Maps, head: "HeadSpec", input_spec: "InputSpec", images: int) -> None:
     """Accept the raw maps of a batch of at least `images` rows, numpy arrays or torch tensors.
 
@@ -45,7 +52,7 @@ def check_outputs(outputs: Maps, head: "HeadSpec", input_spec: "InputSpec", imag
         found = outputs[name]
         if tuple(found.shape) != shape:
             raise DecodeError(f"output '{name}': wanted shape {list(shape)}, found {list(found.shape)}", EXPORT_AGAIN)
-        dtype = str(found.dtype).removeprefix("torch.")
+        dtype = _type_name(found.dtype)
         if dtype not in ("float32", "float16"):
             raise DecodeError(
                 f"output '{name}': wanted float32 or float16, found {dtype}",
