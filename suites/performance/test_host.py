@@ -34,6 +34,8 @@ pytestmark = pytest.mark.host
 IMAGES = 4
 PHOTOGRAPHS = 32
 WAITS = (0.5, 1.0, 2.0)
+# Images of all rounds of a run together; a data set of its size or more is run once.
+IMAGES_TO_RUN = 1000
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,16 @@ class Work:
     cell: Cell
     batch: int
 
+    @property
+    def images(self) -> int:
+        """In the data set."""
+        return len(self.pipeline.dataset(self.cell.model).images)
+
+    @property
+    def rounds(self) -> int:
+        """Runs that are worth their time."""
+        return max(1, min(3, IMAGES_TO_RUN // self.images))
+
     def run(self, session: Any) -> float:
         """Seconds of the run."""
         dataset, model = self.pipeline.dataset(self.cell.model), self.cell.model
@@ -306,15 +318,14 @@ def test_the_run_beside_its_stages_alone(work: Work, beside: Beside) -> None:
             f"run {work.cell.id}",
             lambda: work.run(session),
             {},
-            items=(len(work.pipeline.dataset(work.cell.model).images), "image"),
-            rounds=3,
+            items=(work.images, "image"),
+            rounds=work.rounds,
             floors={"its stages one after the other": lambda: sum(work.stages_alone(session).values())},
         )
 
 
 @pytest.mark.parametrize("factor", WAITS)
 def test_the_run_beside_an_engine_that_waits(work: Work, beside: Beside, factor: float) -> None:
-    images = len(work.pipeline.dataset(work.cell.model).images)
     with work.pipeline.opened(work.pipeline.prepare(work.cell)) as session:
         ready = load_batch(
             work.pipeline.dataset(work.cell.model).images[: work.batch],
@@ -322,15 +333,14 @@ def test_the_run_beside_an_engine_that_waits(work: Work, beside: Beside, factor:
             work.batch,
         )
         maps = session.infer(ready.images)
-    work.run(Waiting(maps, 0.0))
-    host = min(work.run(Waiting(maps, 0.0)) for _ in range(3))
+    host = min(work.run(Waiting(maps, 0.0)) for _ in range(work.rounds + 1))
     waits = factor * host
-    session_that_waits = Waiting(maps, waits / -(-images // work.batch))
+    session_that_waits = Waiting(maps, waits / -(-work.images // work.batch))
     beside.compare(
         f"run {work.cell.model} with an engine that waits {factor} x the host's time",
         lambda: work.run(session_that_waits),
         {},
-        items=(images, "image"),
-        rounds=3,
+        items=(work.images, "image"),
+        rounds=work.rounds,
         floors={"the slower of the two": lambda: max(waits, work.run(Waiting(maps, 0.0)))},
     )

@@ -3,11 +3,11 @@
 COCO's own photographs are used where DATASETS_DIR names a folder of them; else the embedded images stand in.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from harness.detect.decode import Boxes
 from harness.detect.run import load_batch
 from harness.model.export import run_module
 from harness.model.mmdet import load_module
-from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
+from harness.model.parity import deviations
+from harness.pipeline import EMBEDDED, EXPLAINED, Cell, Pipeline, Settings
 from suites.selftest.matching import unmatched
 from suites.selftest.reference import mmdet_boxes
 from suites.selftest.seeded import seeded_baselines
@@ -30,7 +31,7 @@ SCORE_BOUND = 1e-5
 PIXEL_BOUND = 1e-2
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Place:
     """Where the check keeps its checkpoint, baselines, cache, results and data."""
 
@@ -110,7 +111,7 @@ def test_the_first_run_is_red_and_the_second_after_accept_is_green(place: Place)
     assert "engines: 0 built, 1 from the cache" in second.stdout
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Compared:
     """One image's boxes: ours and mmdet's on ONNX Runtime's maps, ours on torch's."""
 
@@ -146,6 +147,21 @@ def test_detections_equal_mmdets_on_the_same_maps(compared: list[Compared]) -> N
 
 def test_detections_equal_those_on_torchs_maps_as_sets(compared: list[Compared]) -> None:
     assert sum(unmatched(one.ours, one.on_torchs_maps, SCORE_BOUND, PIXEL_BOUND) for one in compared) == 0
+
+
+@pytest.mark.parametrize("engine", ["openvino", "aotinductor"])
+def test_every_output_of_an_engine_agrees_with_torch(place: Place, engine: str) -> None:
+    pipeline = Pipeline(dataclasses.replace(place.settings, batch_size=1))
+    spec, config = pipeline.models[place.model], pipeline.config(place.model)
+    module = load_module(spec, config, pipeline.checkpoint(place.model).path)
+    prepared = pipeline.prepare(Cell(place.model, "fp32", engine))
+    images = pipeline.timing_images(prepared)
+    wanted = run_module(module, pipeline.head(place.model), images)
+    with pipeline.opened(prepared) as session:
+        found = deviations(wanted, session.infer(images))
+    print(f"{prepared.cell.id}: worst output {found[0].output}, {found[0].relative:.1e} (relative L2) off torch's")
+    assert len(found) == len(wanted)
+    assert max(one.relative for one in found) <= EXPLAINED["fp32"][1]
 
 
 def test_the_matching_can_fail() -> None:
