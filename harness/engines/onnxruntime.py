@@ -1,9 +1,17 @@
-"""Takes an ONNX graph; gives ONNX Runtime: the optimised graph as engine file, run on the CPU or through CUDA."""
+"""Takes an ONNX graph; gives ONNX Runtime: on the CPU and CUDA the optimised graph as engine file, on TensorRT itself.
 
+TensorRT's provider compiles the graph each time a session is opened. ONNX Runtime cannot write down what it compiled
+(microsoft/onnxruntime#5840), and its engine cache is not rebuilt when a model or a library changes, so that is off.
+Without its flags for fp16 and int8 it builds strongly typed networks of TensorRT 10 and newer: the graph's types hold.
+"""
+
+import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,18 +27,57 @@ from harness.engines.base import (
     import_fault,
 )
 from harness.errors import EngineError, Missing
+from harness.model.graph import Int8Scheme
 from harness.model.staged_norm import staged_norm
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Without these, float32 convolutions compute in TF32, and what CUDA has no kernel for moves to the CPU unseen.
-PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
-INSTALL_CUDA = "install the provider's libraries (CUDA, cuDNN), or ask for onnxruntime.provider=cpu"
-DEVICES = {provider: device for device, provider in PROVIDERS.items()}
+INSTALL_GPU = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+# TensorRT computes float32 in TF32 unless this is 0, and its provider has no option of its own
+# (microsoft/onnxruntime#26029). Libraries read it once, so it has to be set before Python starts.
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+SWITCH_OFF_TF32 = f"export {TF32_OVERRIDE}=0"
+
+# Given though off is the default, for variables of the environment (ORT_TENSORRT_FP16_ENABLE) would switch them on.
+# Every release takes "False", only some take "0".
+TENSORRT_OFF = ("trt_fp16_enable", "trt_int8_enable", "trt_engine_cache_enable", "trt_timing_cache_enable")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One of ONNX Runtime's execution providers.
+
+    name: ONNX Runtime's. device: where its tensors live, as ONNX Runtime calls it. libraries: what it loads besides.
+    fp16: the type that the convolutions of an fp16 graph compute in. options: what it is opened with.
+    compiles: it replaces the graph's nodes by kernels of its own, of which ONNX Runtime knows nothing.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    fp16: str
+    int8_scheme: Int8Scheme
+    libraries: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    compiles: bool = False
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", "cpu", "fp32", "u8s8"),
+    # float32 convolutions compute in TF32 unless told otherwise.
+    "cuda": Provider("CUDAExecutionProvider", "cuda", "fp16", "u8s8", "CUDA, cuDNN", {"use_tf32": "0"}),
+    "tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "cuda",
+        "fp16",
+        "s8",
+        "CUDA, cuDNN, the TensorRT that onnxruntime-gpu was built for",
+        dict.fromkeys(TENSORRT_OFF, "False"),
+        compiles=True,
+    ),
+}
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -38,6 +85,7 @@ def refusals() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (
+        state.EPFail,
         state.Fail,
         state.InvalidArgument,
         state.InvalidGraph,
@@ -45,53 +93,72 @@ def refusals() -> tuple[type[Exception], ...]:
         state.NoSuchFile,
         state.NotImplemented,
         state.RuntimeException,
+        RuntimeError,  # a provider whose libraries do not load, or that does not know an option
         ValueError,
     )
 
 
 class OnnxRuntime(Engine):
-    """ONNX Runtime. The provider is asked for by name and checked after opening: no silent fallback to the CPU."""
+    """ONNX Runtime. The provider is asked for by name and checked after opening: no silent fallback to another."""
 
     name = "onnxruntime"
     file_suffix = ".onnx"
-    verified = "CPU; CUDA: no"
+    verified = "CPU; CUDA and TensorRT: no"
 
     @property
     def capabilities(self) -> Capabilities:
-        cuda = self.provider == "cuda"
+        provider = self.provider
         return Capabilities(
-            computes={"fp32": "fp32", "fp16": "fp16" if cuda else "fp32", "int8": "int8"},
+            computes={"fp32": "fp32", "fp16": provider.fp16, "int8": "int8"},
             source="graph",
-            device="accelerator" if cuda else "cpu",
-            int8_scheme="u8s8",
-            options={"provider": "cpu (default) or cuda", "threads": "intra-op threads, default: all cores"},
+            device="cpu" if provider.device == "cpu" else "accelerator",
+            int8_scheme=provider.int8_scheme,
+            inspection=not provider.compiles,
+            options={
+                "provider": "cpu (default), cuda or tensorrt",
+                "threads": "intra-op threads, default: all cores",
+            },
         )
 
     @property
-    def provider(self) -> str:
-        return self.choice("provider", tuple(PROVIDERS))
+    def provider(self) -> Provider:
+        """What the option `provider` names."""
+        return PROVIDERS[self.choice("provider", tuple(PROVIDERS))]
 
     def available(self) -> str | None:
-        wanted = PROVIDERS[self.provider]
-        fault = import_fault("onnxruntime")
-        if fault is not None:
-            return fault
-        import onnxruntime
-
-        present = onnxruntime.get_available_providers()
-        return None if wanted in present else f"onnxruntime has no {wanted} (it has {', '.join(present)})"
+        fault = self._fault()
+        return fault[0] if fault else None
 
     @property
     def remedy(self) -> str:
-        return (
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu" if self.provider == "cuda" else super().remedy
-        )
+        fault = self._fault()
+        return fault[1] if fault else self._install
+
+    @property
+    def _install(self) -> str:
+        return super().remedy if self.provider.device == "cpu" else INSTALL_GPU
+
+    def _fault(self) -> tuple[str, str] | None:
+        """What is missing here and the command that mends it."""
+        wanted = self.provider.name
+        fault = import_fault("onnxruntime")
+        if fault is not None:
+            return fault, self._install
+        import onnxruntime
+
+        present = onnxruntime.get_available_providers()
+        if wanted not in present:
+            return f"onnxruntime has no {wanted} (it has {', '.join(present)})", self._install
+        tf32 = os.environ.get(TF32_OVERRIDE, "")
+        if self.provider.compiles and tf32 != "0":
+            return f"{wanted} computes float32 in TF32: wanted {TF32_OVERRIDE}=0, found '{tf32}'", SWITCH_OFF_TF32
+        return None
 
     def version(self) -> str:
         # Asked of the module itself: it is published under many names (onnxruntime-gpu, onnxruntime-openvino, ...).
         fault = import_fault("onnxruntime")
         if fault is not None:
-            raise Missing(fault, self.remedy)
+            raise Missing(fault, self._install)
         import onnxruntime
 
         return str(onnxruntime.__version__)
@@ -102,7 +169,7 @@ class OnnxRuntime(Engine):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.whole_number("threads", "0 means all cores") or 0
-        if self.provider == "cuda":
+        if self.provider.device != "cpu":
             options.add_session_config_entry(NO_CPU_FALLBACK, "1")
         return options
 
@@ -112,16 +179,18 @@ class OnnxRuntime(Engine):
         """A session of `file`, or of what was made of it."""
         import onnxruntime
 
-        wanted = PROVIDERS[self.provider]
-        providers = [(wanted, PROVIDER_OPTIONS[self.provider])]
+        provider = self.provider
         try:
-            session = onnxruntime.InferenceSession(graph or str(file), options, providers=providers)
+            # Its own fallback, which opens another session on the CPU, hides the reason that it fell back for.
+            session = onnxruntime.InferenceSession(
+                graph or str(file), options, providers=[(provider.name, dict(provider.options))], enable_fallback=0
+            )
         except refusals() as error:
             raise self._refused(file, error) from error
-        if session.get_providers()[0] != wanted:
+        if session.get_providers()[0] != provider.name:
             raise EngineError(
-                f"asked for {wanted}, onnxruntime fell back to {', '.join(session.get_providers())}",
-                INSTALL_CUDA,
+                f"asked for {provider.name}, onnxruntime fell back to {', '.join(session.get_providers())}",
+                self._install_libraries,
             )
         return session
 
@@ -129,11 +198,18 @@ class OnnxRuntime(Engine):
         import onnxruntime
 
         assert source.graph is not None
+        if self.provider.compiles:
+            shutil.copyfile(source.graph, target)
+            return
         options = self._options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(target)
-        exact = self._exact(source.graph) if self.provider == "cpu" else None
+        exact = self._exact(source.graph) if self._sums_in_stages else None
         self._session(source.graph, options, exact)
+
+    @property
+    def _sums_in_stages(self) -> bool:
+        return self.provider.device == "cpu"
 
     def _exact(self, graph: Path) -> bytes:
         """The graph with group norms that the CPU sums in stages.
@@ -150,14 +226,18 @@ class OnnxRuntime(Engine):
             raise self._refused(graph, error) from error
 
     def _refused(self, file: Path, error: Exception) -> EngineError:
-        alternative = f"; or {INSTALL_CUDA}" if self.provider == "cuda" else ""
+        alternative = f"; or {self._install_libraries}" if self.provider.libraries else ""
         return EngineError(
             f"onnxruntime {self.version()} refused {file}: {first_line(error)}",
             f"build it again from a checked graph (remove the file, or leave --engine-file out){alternative}",
         )
 
+    @property
+    def _install_libraries(self) -> str:
+        return f"install the provider's libraries ({self.provider.libraries}), or ask for onnxruntime.provider=cpu"
+
     def flags(self) -> dict[str, str]:
-        return {**super().flags(), **({"group_norm": "staged"} if self.provider == "cpu" else {})}
+        return {**super().flags(), **({"group_norm": "staged"} if self._sums_in_stages else {})}
 
     def open(self, source: Source, file: Path) -> Session:
         import onnxruntime
@@ -168,11 +248,11 @@ class OnnxRuntime(Engine):
 
 
 class _OnnxRuntimeSession(Session):
-    def __init__(self, source: Source, session: "onnxruntime.InferenceSession", file: Path, device: str) -> None:
+    def __init__(self, source: Source, session: "onnxruntime.InferenceSession", file: Path, provider: Provider) -> None:
         super().__init__(source)
         self._session: onnxruntime.InferenceSession | None = session
         self._file = file
-        self._device = device
+        self._provider = provider
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":
@@ -199,10 +279,10 @@ class _OnnxRuntimeSession(Session):
         import onnxruntime
 
         binding = self.session.io_binding()
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._device, 0)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._provider.device, 0)
         binding.bind_ortvalue_input(self.source.spec.input.name, value)
         for name, shape in self.source.shapes.items():
-            out = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, self._device, 0)
+            out = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, self._provider.device, 0)
             binding.bind_ortvalue_output(name, out)
         session = self.session
 
@@ -213,11 +293,17 @@ class _OnnxRuntimeSession(Session):
         return call
 
     def inspect(self) -> Inspection:
+        """The device of the provider, which was checked when the session was opened, and what the file says of types.
+
+        Where the provider compiled the graph, its types are what was asked for: nothing is known of what ran.
+        """
         import onnx
 
-        providers = self.session.get_providers()
+        assert self.session
+        if self._provider.compiles:
+            return Inspection(self._provider.device, None)
         graph = onnx.load(str(self._file)).graph
-        return Inspection(DEVICES[providers[0]], self.source.layers(_convolution_types(graph)))
+        return Inspection(self._provider.device, self.source.layers(_convolution_types(graph)))
 
     def close(self) -> None:
         self._session = None

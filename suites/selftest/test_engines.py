@@ -15,12 +15,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from harness.engines import ENGINES, Engine, Inspection, Session, base, get_engine, onnxruntime, openvino, torch
 from harness.engines.base import Images, Layer, Maps
 from harness.engines.table import parse_options
 from harness.errors import CheckpointError, DetgateError, EngineError, InvalidRun, Missing, UsageError
 from harness.model.parity import deviations
+from harness.model.registry import Precision
 from harness.pipeline import Cell, Pipeline, Prepared, Settings
 from suites.selftest.fakes import CLOCK, FakeEngine, Workplace, clock
 
@@ -383,85 +385,216 @@ def test_knowing_all_engines_imports_no_runtime() -> None:
 
 # --- ONNX Runtime's provider
 
-NO_CUDA = "onnxruntime has no CUDAExecutionProvider"
+GPU_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+TF32_OFF = ("NVIDIA_TF32_OVERRIDE", "0")
 
 
-@pytest.fixture
-def cuda() -> Engine:
-    """ONNX Runtime asked for CUDA on a machine whose ONNX Runtime has none."""
-    engine = get_engine("onnxruntime", {"provider": "cuda"})
-    if engine.available() is None:
-        pytest.skip("this ONNX Runtime has CUDA")
-    return engine
+def on(provider: str) -> Engine:
+    return get_engine("onnxruntime", {"provider": provider})
 
 
-def test_a_provider_that_is_not_there_makes_the_engine_unavailable(cuda: Engine) -> None:
-    assert str(cuda.available()).startswith(NO_CUDA)
+@pytest.fixture(params=GPU_PROVIDERS)
+def provider(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A provider that this ONNX Runtime does not have."""
+    monkeypatch.setenv(*TF32_OFF)
+    if on(request.param).available() is None:
+        pytest.skip(f"this ONNX Runtime has {request.param}")
+    return str(request.param)
 
 
-def test_a_provider_that_is_not_there_has_a_remedy_of_its_own(cuda: Engine) -> None:
-    assert "onnxruntime-gpu" in cuda.remedy
+def test_a_provider_that_is_not_there_makes_the_engine_unavailable(provider: str) -> None:
+    assert str(on(provider).available()).startswith(f"onnxruntime has no {GPU_PROVIDERS[provider]} (it has ")
 
 
-def test_a_cell_whose_provider_is_not_there_is_missing(cuda: Engine, pipeline: Pipeline) -> None:
-    asked = Pipeline(replace(pipeline.settings, engine_options={"onnxruntime": {"provider": "cuda"}}))
-    with pytest.raises(Missing, match=NO_CUDA):
+def test_a_provider_that_is_not_there_has_a_remedy_of_its_own(provider: str) -> None:
+    assert on(provider).remedy == "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+
+def test_a_cell_whose_provider_is_not_there_is_missing(provider: str, pipeline: Pipeline) -> None:
+    asked = Pipeline(replace(pipeline.settings, engine_options={"onnxruntime": {"provider": provider}}))
+    with pytest.raises(Missing, match=f"onnxruntime has no {GPU_PROVIDERS[provider]}"):
         asked.prepare(Cell(MODEL, "fp32", "onnxruntime"))
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
-def test_a_provider_that_is_not_there_is_no_silent_fallback(cuda: Engine, pipeline: Pipeline) -> None:
+def test_a_provider_that_is_not_there_is_no_silent_fallback(provider: str, pipeline: Pipeline) -> None:
     prepared = prepared_fp32(pipeline, "onnxruntime")
     with pytest.raises(EngineError, match="fallback to CPU EP has been explicitly disabled") as caught:
-        cuda.open(prepared.source, prepared.file.path)
+        on(provider).open(prepared.source, prepared.file.path)
     assert "CUDA, cuDNN" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("provider", "gets"),
+    [
+        ("cuda", ["CPUExecutionProvider"]),
+        ("tensorrt", ["CPUExecutionProvider"]),
+        ("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
 def test_a_session_on_another_provider_than_asked_for_is_refused(
-    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, provider: str, gets: list[str]
 ) -> None:
-    with pytest.raises(EngineError, match="asked for CUDAExecutionProvider, onnxruntime fell back to CPUExecution"):
-        asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), "cuda", gets="CPUExecutionProvider")
+    wanted = f"asked for {GPU_PROVIDERS[provider]}, onnxruntime fell back to {', '.join(gets)}"
+    with pytest.raises(EngineError, match=wanted) as caught:
+        asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), provider, gets=gets)
+    assert "install the provider's libraries" in caught.value.remedy
 
 
 def asked_for(
-    monkeypatch: pytest.MonkeyPatch, prepared: Prepared, provider: str, gets: str | None = None
+    monkeypatch: pytest.MonkeyPatch, prepared: Prepared, provider: str, gets: list[str] | None = None
 ) -> SimpleNamespace:
-    """What ONNX Runtime is asked for when the engine is opened on that provider, or gets another."""
+    """What ONNX Runtime is asked for when the engine is opened on that provider, or gets others; and the session."""
     asked = SimpleNamespace()
 
-    def session(_model: str, options: Any, providers: list[Any]) -> SimpleNamespace:
-        vars(asked).update(options=options, providers=providers)
-        return SimpleNamespace(get_providers=lambda: [gets or providers[0][0]])
+    def session(_model: str, options: Any, providers: list[Any], **named: Any) -> SimpleNamespace:
+        vars(asked).update(options=options, providers=providers, named=named)
+        return SimpleNamespace(get_providers=lambda: gets or [providers[0][0], "CPUExecutionProvider"])
 
     monkeypatch.setattr("onnxruntime.InferenceSession", session)
-    get_engine("onnxruntime", {"provider": provider}).open(prepared.source, prepared.file.path)
+    asked.session = on(provider).open(prepared.source, prepared.file.path)
     return asked
 
 
-def test_on_cuda_no_node_may_move_to_the_cpu(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
-    asked = asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), "cuda")
+@pytest.mark.parametrize(
+    "error",
+    [
+        state.EPFail("TensorRT EP could not build engine for fused node"),
+        RuntimeError("Failed to load library libonnxruntime_providers_tensorrt.so: libnvinfer.so.10: cannot open"),
+        RuntimeError("Invalid provider option: trt_engine_cache_enable"),
+    ],
+    ids=["a graph TensorRT refuses", "a library that does not load", "an option it does not know"],
+)
+def test_what_tensorrts_provider_refuses_is_an_error_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, error: Exception
+) -> None:
+    def refuse(*_arguments: Any, **_named: Any) -> None:
+        raise error
+
+    prepared = prepared_fp32(pipeline, "onnxruntime")
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(EngineError, match=re.escape(f"refused {prepared.file.path}: {error}")) as caught:
+        on("tensorrt").open(prepared.source, prepared.file.path)
+    assert "the TensorRT that onnxruntime-gpu was built for" in caught.value.remedy
+
+
+@pytest.mark.parametrize("provider", GPU_PROVIDERS)
+def test_on_an_accelerator_no_node_may_move_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, provider: str
+) -> None:
+    asked = asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), provider)
     assert asked.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+@pytest.mark.parametrize("provider", ["cpu", *GPU_PROVIDERS])
+def test_onnxruntimes_own_retry_on_the_cpu_is_off(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, provider: str
+) -> None:
+    asked = asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), provider)
+    assert asked.named == {"enable_fallback": 0}
 
 
 @pytest.mark.parametrize(
     ("provider", "wanted"),
-    [("cuda", ("CUDAExecutionProvider", {"use_tf32": "0"})), ("cpu", ("CPUExecutionProvider", {}))],
+    [
+        ("cpu", ("CPUExecutionProvider", {})),
+        ("cuda", ("CUDAExecutionProvider", {"use_tf32": "0"})),
+        (
+            "tensorrt",
+            (
+                "TensorrtExecutionProvider",
+                {
+                    "trt_fp16_enable": "False",
+                    "trt_int8_enable": "False",
+                    "trt_engine_cache_enable": "False",
+                    "trt_timing_cache_enable": "False",
+                },
+            ),
+        ),
+    ],
 )
-def test_on_cuda_fp32_is_not_tf32(
+def test_one_provider_is_asked_for_with_nothing_that_narrows_types_or_goes_stale(
     monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, provider: str, wanted: tuple[str, dict[str, str]]
 ) -> None:
     assert asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), provider).providers == [wanted]
 
 
-def test_on_cuda_fp16_is_claimed_to_compute_in_fp16() -> None:
-    able = get_engine("onnxruntime", {"provider": "cuda"}).capabilities
-    assert (able.computes["fp16"], able.device) == ("fp16", "accelerator")
+@pytest.mark.parametrize(
+    ("provider", "fp16", "device", "int8_scheme", "inspection"),
+    [
+        ("cpu", "fp32", "cpu", "u8s8", True),
+        ("cuda", "fp16", "accelerator", "u8s8", True),
+        ("tensorrt", "fp16", "accelerator", "s8", False),
+    ],
+)
+def test_the_provider_decides_what_is_claimed(
+    provider: str, fp16: str, device: str, int8_scheme: str, inspection: bool
+) -> None:
+    able = on(provider).capabilities
+    assert (able.computes["fp16"], able.device, able.int8_scheme) == (fp16, device, int8_scheme)
+    assert able.inspection is inspection
 
 
 def test_an_unknown_provider_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"onnxruntime\.provider=tpu: wanted cpu or cuda"):
-        get_engine("onnxruntime", {"provider": "tpu"}).available()
+    with pytest.raises(UsageError, match=r"onnxruntime\.provider=tpu: wanted cpu, cuda, tensorrt"):
+        on("tpu").available()
+
+
+@pytest.fixture
+def tensorrt_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime that says it has TensorRT, where nothing is set for TF32."""
+    present = [*GPU_PROVIDERS.values(), "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: present)
+    monkeypatch.delenv(TF32_OFF[0], raising=False)
+
+
+@pytest.mark.usefixtures("tensorrt_provider")
+def test_tensorrts_provider_with_tf32_off_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(*TF32_OFF)
+    assert on("tensorrt").available() is None
+
+
+@pytest.mark.usefixtures("tensorrt_provider")
+@pytest.mark.parametrize("found", ["", "1"])
+def test_tensorrts_provider_is_not_run_in_tf32(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setenv(TF32_OFF[0], found)
+    wanted = f"computes float32 in TF32: wanted NVIDIA_TF32_OVERRIDE=0, found '{found}'"
+    assert on("tensorrt").available() == f"TensorrtExecutionProvider {wanted}"
+    assert on("tensorrt").remedy == "export NVIDIA_TF32_OVERRIDE=0"
+
+
+@pytest.mark.usefixtures("tensorrt_provider")
+def test_another_provider_asks_nothing_of_tf32s_variable() -> None:
+    assert on("cuda").available() is None
+
+
+def test_tensorrts_engine_file_is_the_graph_itself(pipeline: Pipeline, tmp_path: Path) -> None:
+    source = prepared_fp32(pipeline, "onnxruntime").source
+    assert source.graph is not None
+    on("tensorrt").build(source, tmp_path / "engine.onnx")
+    assert (tmp_path / "engine.onnx").read_bytes() == source.graph.read_bytes()
+
+
+def test_of_what_tensorrts_provider_ran_nothing_is_claimed_to_be_known(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
+) -> None:
+    session = asked_for(monkeypatch, prepared_fp32(pipeline, "onnxruntime"), "tensorrt").session
+    assert session.inspect() == Inspection("cuda", None)
+
+
+@pytest.mark.usefixtures("tensorrt_provider")
+@pytest.mark.parametrize(("precision", "least"), [("fp16", "0.0001"), ("int8", "0.02")])
+def test_tensorrts_provider_that_computes_in_fp32_after_all_is_caught_by_its_outputs(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, precision: Precision, least: str
+) -> None:
+    fp32 = prepared_fp32(pipeline, "onnxruntime")
+    monkeypatch.setenv(*TF32_OFF)
+    asked = Pipeline(replace(pipeline.settings, engine_options={"onnxruntime": {"provider": "tensorrt"}}))
+    prepared = asked.prepare(Cell(MODEL, precision, "onnxruntime"))
+    ran = onnxruntime.OnnxRuntime()._session(fp32.source.graph, onnxruntime.OnnxRuntime()._options())
+    monkeypatch.setattr(onnxruntime.OnnxRuntime, "_session", lambda *_: ran)
+    with pytest.raises(InvalidRun, match=f"cannot be inspected, and output .*: wanted {least} to .* of {precision}"):
+        asked.opened(prepared).__enter__()
 
 
 # --- the types that ONNX Runtime's convolutions compute in
