@@ -23,6 +23,7 @@ from harness.model.work import convolutions_of
 
 Images = npt.NDArray[np.float32]
 Maps = dict[str, npt.NDArray[np.float32]]
+DeviceTimer = Literal["cuda events", "time_evaluator"]
 
 # Share of the convolutions' multiply-accumulates that must run in the type an engine claims; the rest may be layers a
 # runtime keeps wider.
@@ -34,6 +35,16 @@ UNKNOWN, NOT_INSPECTABLE = "unknown", "not inspectable"
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or the name of an error that has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def time_calls(call: Callable[[], object], calls: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Seconds of each of `calls` calls."""
+    seconds = []
+    for _ in range(calls):
+        start = clock()
+        call()
+        seconds.append(clock() - start)
+    return seconds
 
 
 def import_fault(package: str) -> str | None:
@@ -172,6 +183,9 @@ class Inspection:
 class Session(ABC):
     """An opened engine; a context manager that frees what it holds. Not for use by two threads at once."""
 
+    device_timer: ClassVar[DeviceTimer | None] = None
+    """What `device_seconds` reads; None where the runtime offers no clock of its device."""
+
     def __init__(self, source: Source) -> None:
         self.source = source
 
@@ -206,13 +220,11 @@ class Session(ABC):
 
     def time(self, images: Images, calls: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
         """Seconds of each of `calls` runs, inputs and outputs resident, synchronised inside the timed call."""
-        call = self.prepare(images)
-        seconds = []
-        for _ in range(calls):
-            start = clock()
-            call()
-            seconds.append(clock() - start)
-        return seconds
+        return time_calls(self.prepare(images), calls, clock)
+
+    def device_seconds(self, images: Images, calls: int) -> list[float]:
+        """Seconds of each of `calls` runs on the device's own clock, without copies; none without `device_timer`."""
+        return []
 
     @abstractmethod
     def _infer(self, images: Images) -> Maps: ...

@@ -29,8 +29,6 @@ from harness.errors import EngineError, Missing
 RUNTIME = "tvm"
 # The target of Iluvatar's own programs.
 TARGET: Mapping[str, str] = {"model": "MR", "options": "-libs=cudnn,cublas,ixinfer"}
-# The published FPS is batch / mean of this many runs; no input is copied and none is needed.
-PUBLISHED_RUNS = 100
 # What TVM raises (its own TVMError is a RuntimeError); an attribute that is not there is another TVM than IGIE's.
 REFUSALS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, ImportError, MemoryError)
 
@@ -175,6 +173,8 @@ def _output_names(source: Source) -> list[str]:
 class IgieSession(Session):
     """A graph executor of an IGIE library. Inference is synchronised before anything is read."""
 
+    device_timer = "time_evaluator"
+
     def __init__(self, source: Source, device: Any, file: Path) -> None:
         super().__init__(source)
         self._device = device
@@ -270,18 +270,19 @@ class IgieSession(Session):
         self._upload(images)
         return self._run
 
-    def published_seconds(self) -> float:
-        """Mean seconds of a run as Iluvatar's published FPS counts it: batch / this is that FPS.
+    def device_seconds(self, images: Images, calls: int) -> list[float]:
+        """Seconds of each of `calls` runs by TVM's `time_evaluator` on `run`: no copies.
 
-        TVM's `time_evaluator` on `run`: 100 runs after one another on the images that `prepare` or `infer` copied
-        last, without copies, without spread. Source: DeepSparkInference, `pisa/igie/inference.py`.
+        Iluvatar's published FPS is batch / the mean that the same timer gives of 100 runs, without their spread
+        (`number=100, repeat=1`). Source: DeepSparkInference, `pisa/igie/inference.py`.
 
         Raises:
-            EngineError: the session is closed, or the runtime failed.
+            EngineError: images that the engine does not take, the session is closed, or the runtime failed.
         """
+        self._upload(images)
         with _told(f"{self._file} cannot be timed by time_evaluator", LOOK_AT_DEVICE):
-            timer = self.executor.module.time_evaluator("run", self._device, number=PUBLISHED_RUNS, repeat=1)
-            return float(np.mean(timer().results))
+            timer = self.executor.module.time_evaluator("run", self._device, number=1, repeat=calls)
+            return [float(seconds) for seconds in timer().results]
 
     def memory(self) -> int | None:
         """None: the executor does not tell what device memory it holds."""

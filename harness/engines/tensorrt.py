@@ -428,6 +428,8 @@ def _attach_timings(config: "tensorrt.IBuilderConfig", known: bytes) -> "tensorr
 class _TensorRtSession(Session):
     """A plan on the device. Every tensor has device memory of its own until `close`; one stream does all work."""
 
+    device_timer = "cuda events"
+
     def __init__(self, source: Source, file: Path, cuda: _Cuda, cuda_graph: str) -> None:
         super().__init__(source)
         self._file, self._cuda, self._mode = file, cuda, cuda_graph

@@ -53,6 +53,23 @@ class Throughput:
     noise: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Speeds:
+    """All that timing one session says: `compute` is judged, the rest stands beside it.
+
+    compute: inputs and outputs resident where the engine computes, on the host's clock.
+    transfer: the same with copies from and to the host; None on a CPU, where there are none to make.
+    device: the runs of `compute` on the device's own clock, `device_timer`; None where the runtime has none.
+    memory_bytes: held on the device; None where the runtime does not tell.
+    """
+
+    compute: Throughput
+    transfer: Throughput | None = None
+    device: Throughput | None = None
+    device_timer: str | None = None
+    memory_bytes: int | None = None
+
+
 def summarise(seconds: Sequence[float], batch: int) -> Throughput:
     """Throughput of `batch` images per call from the durations of the calls, in the order they were made.
 

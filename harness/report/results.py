@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.engines.base import DeviceTimer
 from harness.environment import collect
 from harness.errors import ResultsError
 from harness.files import write_atomically
 from harness.judge.speed import uncertainty
 from harness.judge.verdict import Status, Verdict, gravest
-from harness.measure.throughput import Throughput
+from harness.measure.throughput import Speeds, Throughput
 from harness.model.registry import Precision, first_fault
 from harness.pipeline import AccuracyRun, Cell, Prepared
 
@@ -83,8 +84,17 @@ class Latency(_Strict):
     p99: float
 
 
+class SpeedBeside(_Strict):
+    """FPS that is told and not judged: batch / median, over `rounds` calls, on the clock `timer`."""
+
+    fps: float
+    timer: Literal["host"] | DeviceTimer
+    rounds: int
+    uncertainty: float = Field(description="half-width of the median's 95 % interval, relative")
+
+
 class PerformanceResult(_Strict):
-    """FPS = batch / median latency, inputs and outputs resident."""
+    """FPS = batch / median latency, inputs and outputs resident, on the host's clock around calls that wait."""
 
     fps: float | None
     latency_ms: Latency | None
@@ -96,6 +106,14 @@ class PerformanceResult(_Strict):
     known: str = Field(default="", description="why this is expected to fail")
     rounds: int | None = None
     uncertainty: float | None = Field(default=None, description="half-width of the median's 95 % interval, relative")
+    timer: Literal["host"] = Field(default="host", description="the clock of `fps` and `latency_ms`")
+    transfer: SpeedBeside | None = Field(
+        default=None, description="with copies from and to the host; null on a CPU, where it is the same as `fps`"
+    )
+    device: SpeedBeside | None = Field(
+        default=None, description="on the device's own clock; null where the runtime has none"
+    )
+    memory_bytes: int | None = Field(default=None, description="held on the device; null where it is not told")
 
 
 class CellResult(_Strict):
@@ -192,9 +210,9 @@ def accuracy_facts(run: AccuracyRun) -> dict[str, Any]:
     }
 
 
-def performance_facts(prepared: Prepared, measured: Throughput, precision_ran: str, device: str) -> dict[str, Any]:
+def performance_facts(prepared: Prepared, speeds: Speeds, precision_ran: str, device: str) -> dict[str, Any]:
     """What a timed session says of its cell."""
-    latency = measured.latency_ms
+    measured, latency = speeds.compute, speeds.compute.latency_ms
     return cell_facts(prepared, precision_ran, device) | {
         "performance": {
             "fps": measured.fps,
@@ -202,8 +220,17 @@ def performance_facts(prepared: Prepared, measured: Throughput, precision_ran: s
             "cv": measured.cv,
             "rounds": measured.calls,
             "uncertainty": uncertainty(measured),
+            "transfer": _speed_beside(speeds.transfer, "host"),
+            "device": _speed_beside(speeds.device, speeds.device_timer),
+            "memory_bytes": speeds.memory_bytes,
         },
     }
+
+
+def _speed_beside(measured: Throughput | None, timer: str | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return {"fps": measured.fps, "timer": timer, "rounds": measured.calls, "uncertainty": uncertainty(measured)}
 
 
 def collate(records: Iterable[Record]) -> list[CellResult]:

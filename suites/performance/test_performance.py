@@ -27,7 +27,8 @@ def test_fps(
     options = tuple(sorted(prepared.engine.flags().items()))
     key = baseline.SpeedKey(cell.id, prepared.source.batch, environment.fingerprint, options)
     accepted = recorded.find_speed(key)
-    measured = time_cell(benchmark, opened, pipeline.timing_images(prepared), accepted)
+    speeds = time_cell(benchmark, opened, pipeline.timing_images(prepared), accepted)
+    measured = speeds.compute
     context = speed.Context(
         notes=speed.notes(
             prepared.start == "random weights",
@@ -41,4 +42,4 @@ def test_fps(
     verdict = (
         speed.judge(cell.id, measured, accepted, context) if accepted else speed.record(cell.id, measured, context)
     )
-    conclude(verdict, performance_facts(prepared, measured, opened.precision_ran, opened.device))
+    conclude(verdict, performance_facts(prepared, speeds, opened.precision_ran, opened.device))

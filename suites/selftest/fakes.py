@@ -28,9 +28,13 @@ from harness.errors import EngineError
 NAME = "fake"
 PLUGIN = "suites.selftest.fakes"
 FAULTS_VARIABLE = "DETGATE_FAKE_FAULTS"
-FAULTS = ("missing", "unbuildable", "crash", "nan", "shape", "precision", "blind", "lost", "seconds", "noisy")
+FAULTS = (
+    *("missing", "unbuildable", "crash", "nan", "shape", "precision", "blind", "lost", "seconds", "noisy"),
+    "accelerator",  # no fault: it says that it runs on one
+)
 
-CALL_S = 0.1
+CALL_S, COPIES_S, DEVICE_S = 0.1, 0.025, 0.08
+MEMORY_BYTES = 1 << 20
 NOISE = 0.5
 NOISE_PERIOD_CALLS = 5
 
@@ -82,7 +86,7 @@ class FakeEngine(Engine):
         return Capabilities(
             computes={"fp32": "fp32", "fp16": "fp16"},
             source="module",
-            device="cpu",
+            device="accelerator" if "accelerator" in faults() else "cpu",
             options={"colour": "changes nothing but the flags"},
         )
 
@@ -104,6 +108,8 @@ class FakeEngine(Engine):
 class FakeSession(Session):
     """One box an image, where the image has its one bright rectangle."""
 
+    device_timer = "cuda events"
+
     def _infer(self, images: Images) -> Maps:
         found = faults()
         if "crash" in found:
@@ -120,6 +126,19 @@ class FakeSession(Session):
 
     def prepare(self, images: Images) -> Callable[[], None]:
         return CLOCK.advance
+
+    def transfer(self, images: Images) -> Callable[[], None]:
+        def call() -> None:
+            CLOCK.advance()
+            CLOCK.now += COPIES_S
+
+        return call
+
+    def device_seconds(self, images: Images, calls: int) -> list[float]:
+        return [DEVICE_S] * calls
+
+    def memory(self) -> int | None:
+        return MEMORY_BYTES if "accelerator" in faults() else None
 
     def inspect(self) -> Inspection:
         ran = "int8" if "precision" in faults() else self.source.precision

@@ -204,6 +204,11 @@ def test_extra_info_says_what_was_measured(benchmark_json: Path, first: Outcome)
     assert next(row["extra_info"] for row in rows if row["extra_info"]["cell"] == FP16) == {
         "cell": FP16,
         "fps": pytest.approx(80.0),
+        "timer": "host",
+        "transfer_fps": None,
+        "device_fps": None,
+        "device_timer": None,
+        "memory_bytes": None,
         "batch": 8,
         "precision_ran": "fp16",
         "engine_version": "1.0",
@@ -211,6 +216,42 @@ def test_extra_info_says_what_was_measured(benchmark_json: Path, first: Outcome)
         "weights": first.cell(FP16)["artifacts"]["weights"],
         "options": {},
     }
+
+
+# --- what an accelerator tells beside the speed that is judged
+
+
+@pytest.fixture(scope="module")
+def accelerator(place: Workplace) -> Outcome:
+    file = f"--benchmark-json={place.root / 'accelerator.json'}"
+    return run(place, "-m", "performance", *ONE, file, faults="accelerator")
+
+
+def test_on_an_accelerator_speed_with_copies_and_by_its_own_clock_is_told(accelerator: Outcome) -> None:
+    part = accelerator.part(FP32, "performance")
+    figures = {name: (part[name]["fps"], part[name]["timer"]) for name in ("transfer", "device")}
+    assert figures == {"transfer": (pytest.approx(64.0), "host"), "device": (pytest.approx(100.0), "cuda events")}
+
+
+def test_what_is_judged_on_an_accelerator_is_resident_and_on_the_hosts_clock(accelerator: Outcome) -> None:
+    part = accelerator.part(FP32, "performance")
+    assert (accelerator.code, part["fps"], part["timer"]) == (0, pytest.approx(80.0), "host")
+
+
+def test_memory_held_on_an_accelerator_is_told(accelerator: Outcome) -> None:
+    assert accelerator.part(FP32, "performance")["memory_bytes"] == 1 << 20
+
+
+def test_the_benchmark_file_has_the_figures_of_an_accelerator_too(accelerator: Outcome, place: Workplace) -> None:
+    (row,) = json.loads((place.root / "accelerator.json").read_text())["benchmarks"]
+    extra = row["extra_info"]
+    assert (extra["transfer_fps"], extra["device_fps"]) == (pytest.approx(64.0), pytest.approx(100.0))
+    assert (extra["timer"], extra["device_timer"], extra["memory_bytes"]) == ("host", "cuda events", 1 << 20)
+
+
+def test_on_a_cpu_nothing_is_copied_and_no_other_clock_is_read(first: Outcome) -> None:
+    part = first.part(FP32, "performance")
+    assert (part["transfer"], part["device"], part["memory_bytes"]) == (None, None, None)
 
 
 # --- accepted by exactly the commands that were printed
@@ -508,7 +549,9 @@ def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
 # --- every results file
 
 
-@pytest.mark.parametrize("name", ["first", "performance_again", "worse", "no_engine", "random_weights", "two_workers"])
+@pytest.mark.parametrize(
+    "name", ["first", "accelerator", "performance_again", "worse", "no_engine", "random_weights", "two_workers"]
+)
 def test_results_obey_the_published_schema(request: pytest.FixtureRequest, name: str) -> None:
     jsonschema.validate(request.getfixturevalue(name).results, results_schema())
 

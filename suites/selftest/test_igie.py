@@ -6,19 +6,22 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 
+from fixtures import timing
+from fixtures.cells import Opened
 from harness.engines import ENGINES, Source, igie
 from harness.engines.base import Images, Inspection
 from harness.engines.igie import Igie, IgieSession
 from harness.errors import DetgateError, EngineError, Missing, UsageError
+from harness.measure.throughput import summarise
 from harness.model.parity import deviations
 from harness.model.registry import Precision
-from harness.pipeline import Cell, Pipeline, Settings, run_graph
+from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
 from suites.selftest.simulated import tvm as simulated
 from suites.selftest.simulated.device import KERNEL_S, Misuse
 from suites.selftest.simulated.tvm import SimulatedIgie, TVMError, installed
@@ -229,12 +232,11 @@ def test_calls_can_be_timed(session: IgieSession, images: Images) -> None:
     assert all(second > 0 for second in session.time(images, calls=2))
 
 
-def test_the_published_seconds_are_those_of_a_run(session: IgieSession, images: Images) -> None:
-    session.prepare(images)
-    assert session.published_seconds() == KERNEL_S
+def test_device_seconds_are_those_of_each_run(session: IgieSession, images: Images) -> None:
+    assert session.device_seconds(images, 3) == [KERNEL_S] * 3
 
 
-def test_the_published_seconds_are_measured_as_published(
+def test_device_seconds_are_asked_of_time_evaluator_run_by_run(
     session: IgieSession, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, int] = {}
@@ -244,8 +246,20 @@ def test_the_published_seconds_are_measured_as_published(
         return lambda: SimpleNamespace(results=(0.25, 0.75))
 
     monkeypatch.setattr(simulated.GraphModule, "_time_evaluator", evaluator)
-    assert session.published_seconds() == 0.5
-    assert asked == {"number": 100, "repeat": 1}
+    assert session.device_seconds(images, 2) == [0.25, 0.75]
+    assert asked == {"number": 1, "repeat": 2}
+
+
+def test_beside_its_judged_speed_stand_copies_and_time_evaluator(
+    runtime: SimulatedIgie, session: IgieSession, source: Source, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BESIDE_S", 0)
+    prepared = cast(Prepared, SimpleNamespace(engine=Igie(), source=source))
+    compute = summarise([KERNEL_S] * 10, source.batch)
+    found = timing.beside(Opened(prepared, session, "fp32", "gpu"), images, compute, lambda: runtime.device.now)
+    assert found.transfer is not None
+    assert found.transfer.fps < compute.fps
+    assert (found.device, found.device_timer, found.memory_bytes) == (compute, "time_evaluator", None)
 
 
 def test_what_ran_is_the_simulated_gpu_and_nothing_is_known_of_its_layers(session: IgieSession) -> None:
@@ -259,7 +273,7 @@ USES: dict[str, Callable[[IgieSession, Images], object]] = {
     "prepare": lambda session, images: session.prepare(images),
     "prepared": lambda session, images: session._run(),
     "transfer": lambda session, images: session.transfer(images)(),
-    "published": lambda session, _: session.published_seconds(),
+    "device_seconds": lambda session, images: session.device_seconds(images, 1),
     "memory": lambda session, _: session.memory(),
     "inspect": lambda session, _: session.inspect(),
 }
@@ -495,9 +509,9 @@ def test_a_device_that_does_not_tell_its_name_is_told(runtime: SimulatedIgie, se
 
 
 def test_a_time_evaluator_that_fails_is_told(runtime: SimulatedIgie, session: IgieSession, images: Images) -> None:
-    session.prepare(images)
     runtime.faults.raises["time_evaluator"] = TVMError("no timer")
-    assert "cannot be timed by time_evaluator: TVMError: no timer" in refused(session.published_seconds)
+    told = refused(lambda: session.device_seconds(images, 1))
+    assert "cannot be timed by time_evaluator: TVMError: no timer" in told
 
 
 def test_closing_waits_for_what_still_runs(
@@ -542,7 +556,7 @@ def test_a_second_batch_before_the_first_is_done_is_a_misuse(
 
 def test_an_input_that_was_never_copied_is_a_misuse(session: IgieSession) -> None:
     with pytest.raises(Misuse, match="input 'input' holds NaN"):
-        session.published_seconds()
+        session._run()
 
 
 def test_a_freed_array_is_a_misuse(runtime: SimulatedIgie, session: IgieSession, images: Images) -> None:

@@ -4,22 +4,26 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 
+from fixtures import timing
+from fixtures.cells import Opened
 from harness.engines import ENGINES, Session, Source, ixrt
 from harness.engines.base import Images, Inspection
 from harness.engines.ixrt import Ixrt, IxrtSession
 from harness.errors import DetgateError, EngineError, Missing, UsageError
+from harness.measure.throughput import summarise
 from harness.model.parity import deviations
 from harness.model.registry import Precision
-from harness.pipeline import Cell, Pipeline, Settings, run_graph
+from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
 from suites.selftest.simulated import ixrt as simulated
 from suites.selftest.simulated.cudart import cudaError_t, cudaMemcpyKind
-from suites.selftest.simulated.device import Misuse
+from suites.selftest.simulated.device import KERNEL_S, Misuse
 from suites.selftest.simulated.ixrt import Binding, BuilderFlag, SimulatedIxrt, installed
 
 pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("mini")]
@@ -222,6 +226,18 @@ def test_a_transfer_copies_in_and_every_output_out(
 
 def test_calls_can_be_timed(session: IxrtSession, images: Images) -> None:
     assert all(second > 0 for second in session.time(images, calls=2))
+
+
+def test_beside_its_judged_speed_stand_copies_and_memory_but_no_clock_of_the_device(
+    runtime: SimulatedIxrt, session: IxrtSession, source: Source, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BESIDE_S", 0)
+    prepared = cast(Prepared, SimpleNamespace(engine=Ixrt(), source=source))
+    compute = summarise([KERNEL_S] * 10, source.batch)
+    found = timing.beside(Opened(prepared, session, "fp32", "gpu"), images, compute, lambda: runtime.device.now)
+    assert found.transfer is not None
+    assert found.transfer.fps < compute.fps
+    assert (found.device, found.device_timer, found.memory_bytes) == (None, None, session.memory())
 
 
 def test_what_ran_is_the_simulated_gpu_and_nothing_is_known_of_its_layers(session: IxrtSession) -> None:

@@ -18,7 +18,7 @@ from harness.engines import ENGINES, get_engine
 from harness.engines.base import Capabilities
 from harness.errors import EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
 from harness.measure.curves import Curves
-from harness.measure.throughput import summarise
+from harness.measure.throughput import Speeds, summarise
 from harness.model.checkpoint import RANDOM_WEIGHTS
 from harness.pipeline import CALIBRATION_IMAGES, EMBEDDED, Cell, Pipeline, Prepared, Settings, run_graph
 from harness.report.results import accuracy_facts, cell_names, performance_facts
@@ -630,13 +630,13 @@ def test_accuracy_facts_hold_all_twelve_numbers_and_every_class(pipeline: Pipeli
 
 
 def test_performance_facts_say_what_was_timed(prepared: Prepared) -> None:
-    facts = performance_facts(prepared, summarise([0.1] * 20, batch=8), "fp16", "cpu")["performance"]
+    facts = performance_facts(prepared, Speeds(summarise([0.1] * 20, batch=8)), "fp16", "cpu")["performance"]
     assert (facts["fps"], facts["rounds"], facts["cv"]) == pytest.approx((80.0, 20, 0.0))
     assert facts["latency_ms"] == pytest.approx({"p50": 100.0, "p90": 100.0, "p99": 100.0})
 
 
 def test_facts_carry_the_hashes_of_what_was_used(pipeline: Pipeline, prepared: Prepared) -> None:
-    facts = performance_facts(prepared, summarise([0.1], batch=8), "fp16", "cpu")
+    facts = performance_facts(prepared, Speeds(summarise([0.1], batch=8)), "fp16", "cpu")
     weights = pipeline.checkpoint("toy").sha256
     assert facts["artifacts"] == {"weights": weights, "onnx": None, "engine": prepared.file.sha256}
 

@@ -7,18 +7,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fixtures import timing
+from fixtures.cells import Opened
 from harness.engines import ENGINES, tensorrt
 from harness.engines.base import Images, Source
 from harness.engines.tensorrt import TIMING_SUFFIX, TensorRt, _TensorRtSession
 from harness.errors import DetgateError, EngineError, InvalidRun, Missing, UsageError
-from harness.pipeline import Cell, Pipeline, Settings, run_graph
+from harness.measure.throughput import summarise
+from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
 from suites.selftest.simulated import cuda
 from suites.selftest.simulated import tensorrt as simulated
 from suites.selftest.simulated.device import KERNEL_S, Device, Misuse, OutOfMemory
@@ -457,6 +460,19 @@ def test_a_transfer_copies_both_ways(bench: Bench, images: Images) -> None:
 
 def test_device_seconds_are_those_between_events(bench: Bench, images: Images) -> None:
     assert bench.session.device_seconds(images, 3) == pytest.approx([KERNEL_S] * 3)
+
+
+def test_beside_its_judged_speed_stand_copies_cuda_events_and_memory(
+    bench: Bench, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BESIDE_S", 0)
+    prepared = cast(Prepared, SimpleNamespace(engine=TensorRt(), source=bench.source))
+    opened, compute = Opened(prepared, bench.session, "fp32", "gpu"), summarise([KERNEL_S] * 10, BATCH)
+    found = timing.beside(opened, images, compute, lambda: bench.machine.device.now)
+    assert found.transfer is not None
+    assert found.device is not None
+    assert found.transfer.fps < found.device.fps == pytest.approx(compute.fps)
+    assert (found.device_timer, found.memory_bytes) == ("cuda events", bench.session.memory())
 
 
 def test_maps_are_right_after_a_graph_was_captured(bench: Bench, images: Images) -> None:
