@@ -1,7 +1,7 @@
 """Takes the results of a run's cells; gives the table at the end of the run, plain or coloured."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,8 +22,12 @@ COLOURS = {
 MINIMUM_WIDTH = 140
 
 
-def render(cells: Sequence[CellResult], width: int, colour: bool) -> str:
-    """One row per cell and kind of check: figure, expectation, verdict and what it was measured on."""
+def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mapping[str, int] | None = None) -> str:
+    """One row per cell and kind of check: figure, expectation, verdict and what it was measured on.
+
+    Args:
+        absent: engines that are not here, and how many cells are MISSING for it: one row tells of them all.
+    """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("cell", "check", "figure", "expected", "verdict"):
         table.add_column(heading, no_wrap=True)
@@ -34,9 +38,16 @@ def render(cells: Sequence[CellResult], width: int, colour: bool) -> str:
     for cell in cells:
         for row in _performance_rows(cell):
             table.add_row(*row)
+    for engine, count in (absent or {}).items():
+        table.add_row(all_of(engine, count), "all", "–", "–", _verdict(Status.MISSING, ""), "")
     out = io.StringIO()
     Console(file=out, width=max(width, MINIMUM_WIDTH), force_terminal=colour, no_color=not colour).print(table)
     return out.getvalue()
+
+
+def all_of(engine: str, count: int) -> str:
+    """`*-tensorrt (12 cells)`: how the cells of an engine are called together."""
+    return f"*-{engine} ({count} cells)"
 
 
 def _verdict(status: Status, known: str) -> str:

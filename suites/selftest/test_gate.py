@@ -452,12 +452,22 @@ def test_a_missing_engine_skips_and_nothing_judged_exits_5(no_engine: Outcome) -
     assert "6 skipped" in no_engine.text
 
 
-def test_a_missing_engine_is_in_the_table(no_engine: Outcome) -> None:
-    assert sorted(no_engine.table) == sorted([FP32, FP16] * 2)
+def test_a_missing_engine_is_one_row_of_the_table(no_engine: Outcome) -> None:
+    assert no_engine.table == []
+    assert re.findall(r"^ (\*-fake \(2 cells\)) +all .* MISSING", no_engine.text, re.MULTILINE) == ["*-fake (2 cells)"]
 
 
-def test_a_missing_engine_is_named_with_its_remedy(no_engine: Outcome) -> None:
-    assert "the fake runtime is not installed\n  next: pip install -e '.[fake]'" in no_engine.text
+def test_a_missing_engine_is_named_once_with_its_remedy(no_engine: Outcome) -> None:
+    told = "MISSING *-fake (2 cells): the fake runtime is not installed\n  next: pip install -e '.[fake]'"
+    assert told in no_engine.text
+    assert no_engine.text.partition(" detgate ==")[2].count("the fake runtime is not installed") == 1
+
+
+def test_each_cell_of_a_missing_engine_is_in_the_results(no_engine: Outcome) -> None:
+    found = {
+        (row["id"], row[kind]["status"]) for row in no_engine.results["cells"] for kind in ("accuracy", "performance")
+    }
+    assert found == {(FP32, "MISSING"), (FP16, "MISSING")}
 
 
 def test_a_required_missing_engine_fails_with_the_reason(accepted: Workplace) -> None:
@@ -465,6 +475,7 @@ def test_a_required_missing_engine_fails_with_the_reason(accepted: Workplace) ->
     assert outcome.code == 1
     assert f"MISSING {FP32} needs: the fake runtime is not installed" in outcome.text
     assert re.search(r"2 skipped, \d+ deselected, 2 errors", outcome.text)
+    assert outcome.table == [FP32, FP16]
 
 
 def test_one_judged_cell_among_missing_ones_is_enough(accepted: Workplace) -> None:
@@ -474,6 +485,8 @@ def test_one_judged_cell_among_missing_ones_is_enough(accepted: Workplace) -> No
     shutil.copy(accepted.root / "two" / "models" / "absent.json", baselines / "models")
     outcome = run(accepted, "-m", "accuracy", *ONE, baselines=baselines)
     assert (outcome.code, "2 passed, 2 skipped" in outcome.text) == (0, True)
+    assert outcome.table == [FP32]
+    assert re.search(r"^ absent-fp32-fake +AP / AP50 .* MISSING", outcome.text, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """The table at the end of a run: a row for each check of every cell, whole, plain or coloured."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 
-from harness.judge.verdict import Status
-from harness.report.results import CellResult
+from fixtures.gate import absent_engines
+from harness.judge.verdict import Status, Verdict
+from harness.report.results import CellResult, Record
 from harness.report.table import COLOURS, MINIMUM_WIDTH, render
 
 pytestmark = pytest.mark.selftest
@@ -117,3 +119,70 @@ def test_what_does_not_fit_goes_on_in_the_next_line() -> None:
     marked = cell(id="x" * 60, accuracy=ACCURACY, start="random weights")
     words = render([marked], width=80, colour=False).split()
     assert {"RANDOM", "WEIGHTS"} <= set(words)
+
+
+# --- engines that are not here
+
+
+def test_the_cells_of_an_engine_that_is_not_here_are_one_row() -> None:
+    lines = render([], width=140, colour=False, absent={"tensorrt": 12, "igie": 8}).strip().splitlines()[2:]
+    found = [" ".join(line.split()) for line in lines]
+    assert found == ["*-tensorrt (12 cells) all – – MISSING", "*-igie (8 cells) all – – MISSING"]
+
+
+def test_rows_of_engines_that_are_not_here_come_last() -> None:
+    lines = render([cell(performance=PERFORMANCE)], width=140, colour=False, absent={"igie": 8}).strip().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["pisa-fp16-tensorrt", "*-igie"]
+
+
+def test_140_columns_hold_every_row() -> None:
+    judged = cell(id="pisa-mini-int8-onnxruntime", accuracy=ACCURACY, performance=PERFORMANCE | {"uncertainty": 0.012})
+    table = render([judged], width=MINIMUM_WIDTH, colour=False, absent={"tensorrt": 12})
+    assert MINIMUM_WIDTH == 140
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= MINIMUM_WIDTH
+    assert len(table.strip().splitlines()) == 2 + 2 + 1
+
+
+CELLS = ("pisa-fp32-igie", "pisa-fp16-igie", "paa-fp32-igie")
+
+
+def verdicts(statuses: Mapping[str, Status]) -> list[Record]:
+    return [
+        Record({"engine": name.rpartition("-")[2]}, Verdict(name, "accuracy", "needs", status, "why"), {})
+        for name, status in statuses.items()
+    ]
+
+
+def told_as_one(statuses: Mapping[str, Status], required: Collection[str] = (), absent: bool = True) -> set[str]:
+    """Those of the cells of `igie` that one row tells of."""
+    return absent_engines(verdicts(statuses), lambda name: name in required, lambda _: absent).get("igie", set())
+
+
+ALL_MISSING = dict.fromkeys(CELLS, Status.MISSING)
+
+
+def test_all_cells_of_an_engine_that_is_not_here_are_told_as_one() -> None:
+    assert told_as_one(ALL_MISSING) == set(CELLS)
+
+
+def test_cells_of_an_engine_that_is_here_keep_their_rows_whatever_else_is_missing() -> None:
+    assert not told_as_one(ALL_MISSING, absent=False)
+
+
+def test_a_required_cell_keeps_its_row() -> None:
+    assert told_as_one(ALL_MISSING, required=CELLS[:1]) == set(CELLS[1:])
+
+
+def test_one_cell_alone_keeps_its_row() -> None:
+    assert not told_as_one(ALL_MISSING, required=CELLS[:2])
+
+
+@pytest.mark.parametrize("status", set(Status) - {Status.MISSING})
+def test_an_engine_of_which_any_cell_has_another_verdict_keeps_all_rows(status: Status) -> None:
+    assert not told_as_one(ALL_MISSING | {CELLS[1]: status})
+
+
+def test_engines_are_told_apart() -> None:
+    records = verdicts(dict.fromkeys([*CELLS, "pisa-fp32-ixrt", "pisa-fp16-ixrt"], Status.MISSING))
+    found = absent_engines(records, lambda _: False, lambda engine: engine == "ixrt")
+    assert found == {"ixrt": {"pisa-fp32-ixrt", "pisa-fp16-ixrt"}}
