@@ -22,6 +22,7 @@ from harness.detect.journal import Journal
 from harness.detect.preprocess import preprocess_batch
 from harness.detect.run import Progress, Run, parts_of, run, silent
 from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
+from harness.engines.base import import_fault
 from harness.engines.onnxruntime import refusals
 from harness.environment import collect
 from harness.errors import DetgateError, EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
@@ -47,6 +48,7 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
 RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
+GRAPH_CHECKS_REMEDY = "pip install -e '.[onnxruntime]'"
 JOURNAL = "journal"
 DETECTIONS, CURVES = "detections.npz", "curves.npz"
 # Relative L2 error of the worst output that a precision explains. Seen on the mini models: fp32 7e-7, fp16 4.6e-4 to
@@ -422,6 +424,8 @@ class Pipeline:
         reason = engine.available()
         if reason is not None:
             raise Missing(reason, engine.remedy)
+        if engine.capabilities.source == "graph" and self.settings.engine_file is None:
+            require_graph_checks()
 
     def require(self, cell: Cell) -> None:
         """All that an accuracy run needs is here.
@@ -489,12 +493,13 @@ class Pipeline:
 
     @contextmanager
     def opened(self, prepared: Prepared) -> Iterator[Session]:
-        """The cell's session; what ran is held to what the engine claims before anything is measured."""
+        """The cell's session; what ran, and where, is held to what the engine claims before anything is measured."""
         with self._open(prepared) as session:
-            claimed = prepared.engine.capabilities.computes[prepared.cell.precision]
+            able, cell = prepared.engine.capabilities, prepared.cell
             inspection = session.inspect()
-            inspection.require(claimed, prepared.cell.id)
-            if inspection.layers is None:
+            inspection.require_device(able.device, cell.id)
+            inspection.require(able.computes[cell.precision], cell.id)
+            if inspection.layers is None or prepared.start == "engine file":
                 self._prove_by_effect(prepared, session)
             yield session
 
@@ -504,19 +509,33 @@ class Pipeline:
         Raises:
             InvalidRun: they are closer than the precision can be, or further.
         """
-        cell, weights = prepared.cell, prepared.source.weights
-        if prepared.start == "engine file":
-            return  # there is no graph to compare with; the results say that nothing was inspected
-        base = self.fixed(cell.model, "fp32", None, weights, prepared.source.batch)
-        images = self.timing_images(prepared)
-        worst = deviations(run_graph(graph.load(base.path), images), session.infer(images))[0]
+        cell = prepared.cell
+        try:
+            wanted = self._fp32_maps(prepared)
+        except Missing:
+            if prepared.start != "engine file":
+                raise
+            return  # without ONNX, checkpoint or ONNX Runtime there is nothing to compare a given file with
+        worst = deviations(wanted, session.infer(self.timing_images(prepared)))[0]
         least, most = EXPLAINED[cell.precision]
         if not least <= worst.relative <= most:
             raise InvalidRun(
-                f"{cell.id}: its runtime cannot be inspected, and output '{worst.output}' is {worst.relative:.1e} "
-                f"(relative L2) off the fp32 graph's: wanted {least:g} to {most:g} of {cell.precision}",
-                "the engine does not run what it is called: see which precision its build was asked for",
+                f"{cell.id}: output '{worst.output}' is {worst.relative:.1e} (relative L2) off the fp32 graph's: "
+                f"wanted {least:g} to {most:g} of {cell.precision}",
+                "the engine does not run what it is called: see which precision and which weights it was built from",
             )
+
+    def _fp32_maps(self, prepared: Prepared) -> dict[str, npt.NDArray[np.float32]]:
+        """What the model's own fp32 graph (--onnx, or its checkpoint exported) makes of the timing images.
+
+        Raises:
+            Missing: there is neither, or no ONNX Runtime to run it.
+        """
+        model, weights, batch = prepared.cell.model, prepared.source.weights, prepared.source.batch
+        if prepared.start == "engine file" and self.settings.onnx is None:
+            weights = self.checkpoint(model)
+        maps = run_graph(graph.load(self.simplified(model, weights).path), self.check_images(model))
+        return {name: _repeated(rows, batch) for name, rows in maps.items()}
 
     def _open(self, prepared: Prepared) -> Session:
         """The engine, opened; a file that the user gave is tried on one batch first: its faults are wrong input."""
@@ -627,9 +646,12 @@ class Pipeline:
 
     def timing_images(self, prepared: Prepared) -> Images:
         """One full batch of images, repeated as often as the batch needs."""
-        images = self.check_images(prepared.cell.model)
-        repeats = -(-prepared.source.batch // len(images))
-        return np.ascontiguousarray(np.tile(images, (repeats, 1, 1, 1))[: prepared.source.batch])
+        return _repeated(self.check_images(prepared.cell.model), prepared.source.batch)
+
+
+def _repeated(rows: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
+    """The rows, again and again until there are `batch` of them."""
+    return np.ascontiguousarray(rows[np.arange(batch) % len(rows)])
 
 
 @contextmanager
@@ -650,6 +672,17 @@ def sources_digest() -> str:
     return caching.digest({str(file.relative_to(room)): caching.sha256_of(file) for file in room.rglob("*.py")})
 
 
+def require_graph_checks() -> None:
+    """ONNX Runtime, which runs each graph when it is made, is here.
+
+    Raises:
+        Missing: it is not, and so no engine can be built from a graph.
+    """
+    fault = import_fault("onnxruntime")
+    if fault is not None:
+        raise Missing(f"{fault}: it checks every graph that engines are built from", GRAPH_CHECKS_REMEDY)
+
+
 def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray[np.float32]]:
     """Run an ONNX model on the CPU, for checks between steps; outputs in the graph's order.
 
@@ -657,10 +690,9 @@ def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray
         GraphError: ONNX Runtime refuses the graph, or the graph does not take these images.
         Missing: ONNX Runtime, which runs these checks, is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise Missing("onnxruntime, which checks each graph, is not installed", "pip install onnxruntime") from error
+    require_graph_checks()
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEVICES = ("cpu", "cuda")
-LAYERS = "detgate_layers"
-"""Key under which the package carries what its convolutions compute in."""
+LAYERS, COMPILED_FOR = "detgate_layers", "AOTI_DEVICE_KEY"
+"""Keys under which the package carries what its convolutions compute in, and the device that it was compiled for."""
 
 
 class AotInductor(Engine):
@@ -110,14 +110,15 @@ class AotInductor(Engine):
         try:
             with _quiet():
                 package = aoti_load_package(str(file))
-            layers = tuple(Layer(**layer) for layer in json.loads(package.get_metadata()[LAYERS]))
+            told = package.get_metadata()
+            layers, compiled_for = tuple(Layer(**layer) for layer in json.loads(told[LAYERS])), told[COMPILED_FOR]
         except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise EngineError(
                 f"aotinductor (torch {self.version()}) cannot open {file}: {first_line(error)}",
                 "build it again: the file is damaged, of another version or not detgate's (remove it, or leave "
                 "--engine-file out)",
             ) from error
-        return _AotInductorSession(source, package, layers, self.device)
+        return _AotInductorSession(source, package, Inspection(compiled_for, layers), self.device)
 
 
 @contextmanager
@@ -160,10 +161,10 @@ def _layers(program: "torch.export.ExportedProgram") -> list[Layer]:
 
 
 class _AotInductorSession(Session):
-    def __init__(self, source: Source, package: Any, layers: tuple[Layer, ...], device: str) -> None:
+    def __init__(self, source: Source, package: Any, ran: Inspection, device: str) -> None:
         super().__init__(source)
         self._package = package
-        self._layers = layers
+        self._ran = ran
         self._device = device
 
     @property
@@ -216,7 +217,7 @@ class _AotInductorSession(Session):
 
     def inspect(self) -> Inspection:
         assert self.package
-        return Inspection(self._device, self._layers)
+        return self._ran
 
     def close(self) -> None:
         self._package = None

@@ -159,6 +159,18 @@ class Inspection:
         """The type in which most of the work ran."""
         return next(iter(self.work), NOT_INSPECTABLE if self.layers is None else "none")
 
+    def require_device(self, claimed: Literal["cpu", "accelerator"], cell: str) -> None:
+        """Hold the run to the kind of device that the engine claims.
+
+        Raises:
+            InvalidRun: an accelerator was asked for and the CPU computed, or the other way round.
+        """
+        if (self.device == "cpu") is not (claimed == "cpu"):
+            raise InvalidRun(
+                f"{cell}: wanted to run on {'the CPU' if claimed == 'cpu' else 'an accelerator'}, ran on {self.device}",
+                "the runtime fell back: see what it printed above, and which --engine-option names the device",
+            )
+
     def require(self, claimed: str, cell: str) -> None:
         """Hold the run to what the engine claims for its precision.
 

@@ -14,7 +14,7 @@ import pytest
 
 from fixtures import timing
 from fixtures.cells import Opened
-from harness.engines import ENGINES, Source, igie
+from harness.engines import Source, igie
 from harness.engines.base import Images, Inspection
 from harness.engines.igie import Igie, IgieSession
 from harness.errors import DetgateError, EngineError, Missing, UsageError
@@ -34,7 +34,6 @@ BATCH = 2
 LIMIT = 16
 HALF = 2e-3  # relative L2 error of the worst output that half precision may make; seen: 6e-4
 EXACT = 1e-5
-MAP_TOLERANCE = 0.0005
 SMALL = 300_000  # bytes of device memory: less than the models need
 
 
@@ -135,18 +134,9 @@ def test_a_forgotten_precision_shows_in_the_maps(
 
 
 @pytest.fixture
-def judged(pipeline: Pipeline, runtime: SimulatedIgie, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """A pipeline with IGIE in the table of engines."""
-    monkeypatch.setitem(ENGINES, "igie", "harness.engines.igie:Igie")
+def judged(pipeline: Pipeline, runtime: SimulatedIgie) -> Pipeline:
+    """A pipeline of a machine with the runtime."""
     return Pipeline(pipeline.settings)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_map_through_the_pipeline_is_that_of_onnx_runtime(pipeline: Pipeline, judged: Pipeline, model: str) -> None:
-    wanted = pipeline.accuracy(Cell(model, "fp16", "onnxruntime")).metrics.map_50_95
-    found = judged.accuracy(Cell(model, "fp16", "igie")).metrics.map_50_95
-    assert wanted > 0.3
-    assert found == pytest.approx(wanted, abs=MAP_TOLERANCE)
 
 
 def test_a_failed_build_leaves_no_engine_in_the_cache(judged: Pipeline, runtime: SimulatedIgie) -> None:

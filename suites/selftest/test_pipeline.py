@@ -510,7 +510,7 @@ def test_checkpoints_are_found_in_the_cache_too(place: Workplace) -> None:
 
 def test_a_check_without_onnx_runtime_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(Missing, match="onnxruntime, which checks each graph"):
+    with pytest.raises(Missing, match="onnxruntime is not installed: it checks every graph"):
         run_graph(object(), np.zeros((1, 3, 64, 64), np.float32))  # type: ignore[arg-type]
 
 

@@ -16,11 +16,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fixtures import timing
 from fixtures.cells import Opened
-from harness.engines import ENGINES, tensorrt
+from harness.engines import tensorrt
 from harness.engines.base import Images, Source
 from harness.engines.tensorrt import TIMING_SUFFIX, TensorRt, _TensorRtSession
-from harness.errors import DetgateError, EngineError, InvalidRun, Missing, UsageError
+from harness.errors import DetgateError, EngineError, Missing, UsageError
 from harness.measure.throughput import summarise
+from harness.model.registry import Precision
 from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
 from suites.selftest.simulated import cuda
 from suites.selftest.simulated import tensorrt as simulated
@@ -33,35 +34,24 @@ MODELS = ("pisa-mini", "paa-mini")
 CONVOLUTIONS = {"pisa-mini": 58, "paa-mini": 63}
 PRECISIONS = ("fp32", "fp16", "int8")
 BATCH = 2
-GRAPH_STEPS = ("onnx", "simplified", "fp16", "graph")
 GPU = "Simulated GPU (compute 9.9)"
 
 
 @pytest.fixture(scope="module")
-def pipeline(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """Graphs come from the cache of this run; engines go elsewhere: no simulated plan lies among real ones."""
-    cache = tmp_path_factory.mktemp("cache")
-    for step in GRAPH_STEPS:
-        (session_cache / step).mkdir(parents=True, exist_ok=True)
-        (cache / step).symlink_to((session_cache / step).resolve())
-    return Pipeline(Settings(cache_dir=cache, batch_size=BATCH))
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Graphs, as the pipeline makes them for TensorRT."""
+    return Pipeline(Settings(cache_dir=tmp_path_factory.getbasetemp() / "mini-cache", batch_size=BATCH))
 
 
 @pytest.fixture(scope="module")
-def source_of(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Source]:
+def source_of(pipeline: Pipeline) -> Callable[[str, Precision], Source]:
     """What an engine of a model and precision is built from."""
-    made: dict[tuple[str, str], Source] = {}
 
-    def source(model: str, precision: str) -> Source:
-        if (model, precision) not in made:
-            typed = pipeline.prepare(Cell(model, "fp16" if precision == "fp16" else "fp32", "onnxruntime")).source
-            if precision == "int8":
-                assert typed.graph is not None
-                target = tmp_path_factory.mktemp("int8") / f"{model}.onnx"
-                quantise(typed.graph, target, pipeline.check_images(model))
-                typed = replace(typed, precision="int8", graph=target)
-            made[model, precision] = typed
-        return made[model, precision]
+    def source(model: str, precision: Precision) -> Source:
+        fp32 = pipeline.prepare(Cell(model, "fp32", "onnxruntime")).source
+        scheme = TensorRt().capabilities.int8_scheme if precision == "int8" else None
+        graph = pipeline.fixed(model, precision, scheme, fp32.weights, BATCH).path
+        return replace(fp32, precision=precision, graph=graph)
 
     return source
 
@@ -116,7 +106,7 @@ def v11(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def source(source_of: Callable[[str, str], Source]) -> Source:
+def source(source_of: Callable[[str, Precision], Source]) -> Source:
     return source_of("pisa-mini", "fp32")
 
 
@@ -180,11 +170,11 @@ def refused(error: type[DetgateError], what: str) -> Any:
 @pytest.mark.parametrize("model", MODELS)
 def test_maps_are_those_of_the_graph_it_was_built_from(
     machine: Machine,
-    source_of: Callable[[str, str], Source],
+    source_of: Callable[[str, Precision], Source],
     pipeline: Pipeline,
     tmp_path: Path,
     model: str,
-    precision: str,
+    precision: Precision,
 ) -> None:
     source, images = source_of(model, precision), pipeline.check_images(model)
     with opened(source, built(source, tmp_path)) as session:
@@ -192,19 +182,6 @@ def test_maps_are_those_of_the_graph_it_was_built_from(
     wanted = run_graph(onnx.load(str(source.graph)), images)
     assert list(maps) == list(source.shapes)
     assert max(np.abs(maps[name] - wanted[name]).max() for name in wanted) <= 1e-5
-
-
-@pytest.mark.parametrize(("model", "precision", "version"), [("pisa-mini", "fp16", V11), ("paa-mini", "fp32", V10)])
-def test_a_cell_scores_as_onnx_runtime_does_on_the_same_graph(
-    machine: Machine, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, model: str, precision: Any
-) -> None:
-    monkeypatch.setitem(ENGINES, "tensorrt", "harness.engines.tensorrt:TensorRt")
-    judged = Pipeline(replace(pipeline.settings, limit=32, batch_size=8))
-    ours, theirs = (judged.accuracy(Cell(model, precision, name)) for name in ("tensorrt", "onnxruntime"))
-    assert theirs.metrics.map_50_95 > 0.3
-    assert abs(ours.metrics.map_50_95 - theirs.metrics.map_50_95) <= 0.0005
-    assert machine.executions == 32 // 8
-    assert ours.inspection.device == GPU
 
 
 def test_maps_given_away_stay_as_they_are(bench: Bench, images: Images) -> None:
@@ -229,7 +206,9 @@ def test_half_precision_outputs_are_widened(v11: Machine, source: Source, images
     assert np.array_equal(found, images.astype(np.float16).astype(np.float32))
 
 
-def test_two_sessions_live_side_by_side(bench: Bench, images: Images, source_of: Callable[[str, str], Source]) -> None:
+def test_two_sessions_live_side_by_side(
+    bench: Bench, images: Images, source_of: Callable[[str, Precision], Source]
+) -> None:
     other = source_of("pisa-mini", "fp16")
     with opened(other, built(other, bench.plan.parent)) as second:
         first_maps, second_maps = bench.session.infer(images), second.infer(images)
@@ -330,7 +309,7 @@ def test_the_version_is_the_packages(machine: Machine, version: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_convolution_is_told_by_its_onnx_name_and_type(
-    machine: Machine, source_of: Callable[[str, str], Source], tmp_path: Path, model: str, precision: str
+    machine: Machine, source_of: Callable[[str, Precision], Source], tmp_path: Path, model: str, precision: Precision
 ) -> None:
     source = source_of(model, precision)
     with opened(source, built(source, tmp_path)) as session:
@@ -354,18 +333,6 @@ def test_an_engine_that_was_built_with_tf32_says_so(
     monkeypatch.setattr(simulated.Config, "clear_flag", lambda *_: None)
     with opened(source, built(source, tmp_path)) as session:
         assert list(session.inspect().work) == ["tf32"]
-
-
-def test_an_fp32_graph_built_as_fp16_is_caught(
-    machine: Machine, source: Source, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENGINES, "tensorrt", "harness.engines.tensorrt:TensorRt")
-    given = Pipeline(replace(pipeline.settings, engine_file=built(source, tmp_path)))
-    prepared = given.prepare(Cell("pisa-mini", "fp16", "tensorrt"))
-    with refused(
-        InvalidRun, "pisa-mini-fp16-tensorrt: wanted 95% of convolution work in fp16, found 100% in fp32 on Simul"
-    ):
-        given.opened(prepared).__enter__()
 
 
 def test_a_convolution_that_no_layer_names_is_unknown(bench: Bench) -> None:
@@ -659,9 +626,8 @@ SAID = {
 
 @pytest.mark.parametrize("fault", BUILD_FAULTS)
 def test_a_build_that_fails_says_what_the_log_said_and_leaves_nothing(
-    machine: Machine, pipeline: Pipeline, source: Source, monkeypatch: pytest.MonkeyPatch, fault: str
+    machine: Machine, pipeline: Pipeline, source: Source, fault: str
 ) -> None:
-    monkeypatch.setitem(ENGINES, "tensorrt", "harness.engines.tensorrt:TensorRt")
     BUILD_FAULTS[fault](machine)
     before = entries(pipeline)
     with refused(EngineError, SAID[fault]) as caught:
@@ -722,10 +688,7 @@ def test_a_plan_of_another_gpu_is_refused(v11: Machine, source: Source, tmp_path
         opened(source, plan)
 
 
-def test_another_gpu_builds_a_plan_of_its_own(
-    v11: Machine, pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENGINES, "tensorrt", "harness.engines.tensorrt:TensorRt")
+def test_another_gpu_builds_a_plan_of_its_own(v11: Machine, pipeline: Pipeline, tmp_path: Path) -> None:
     cell = Cell("pisa-mini", "fp32", "tensorrt")
     first = Pipeline(pipeline.settings).prepare(cell).file
     assert Pipeline(pipeline.settings).prepare(cell).file.path == first.path
