@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.model.registry import SHIPPED_BASELINES
 EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
 EXIT_INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 RESULTS = Path("results/results.json")
+SCREEN_COLUMNS = 120
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,7 +127,12 @@ def _doctor(_options: argparse.Namespace) -> int:
     from harness.report.doctor import report
 
     lines, healthy = report()
-    print("\n".join(lines))
+    for line in lines:
+        print(
+            textwrap.fill(
+                line, SCREEN_COLUMNS, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False
+            )
+        )
     return EXIT_OK if healthy else EXIT_DIFFERENT
 
 

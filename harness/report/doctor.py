@@ -14,7 +14,7 @@ from harness.errors import CheckpointError, Missing
 from harness.model.checkpoint import find
 from harness.model.mmdet import INSTALL_MMDET
 from harness.model.registry import ModelSpec, load_models
-from harness.pipeline import EMBEDDED
+from harness.pipeline import EMBEDDED, require_graph_checks
 
 PACKAGES = {
     "torch": "make setup",
@@ -43,15 +43,25 @@ def report() -> tuple[list[str], bool]:
             lines.append(f"missing      {name}: {remedy}")
     usable = 0
     for name in ENGINES:
-        engine = get_engine(name)
-        reason = engine.available()
-        usable += reason is None
-        precisions = ", ".join(engine.capabilities.precisions)
-        state = (
-            f"{engine.version()}, {precisions}" if reason is None else f"missing: {reason}. mend it: {engine.remedy}"
-        )
-        lines.append(f"engine       {name} {state}")
+        said, here = _engine(name)
+        lines += said
+        usable += here
     return [*lines, *_places()], healthy and usable > 0
+
+
+def _engine(name: str) -> tuple[list[str], bool]:
+    """What there is of an engine, or what is missing with the command that mends it below; and whether it can run."""
+    engine = get_engine(name)
+    precisions = ", ".join(engine.capabilities.precisions)
+    try:
+        reason = engine.available()
+        if reason is not None:
+            raise Missing(reason, engine.remedy)
+        if engine.capabilities.source == "graph":
+            require_graph_checks()
+    except Missing as missing:
+        return [f"engine       {name} missing: {missing.cause}", f"{'':<13}mend it: {missing.remedy}"], False
+    return [f"engine       {name} {engine.version()}, {precisions}"], True
 
 
 def _places() -> list[str]:
