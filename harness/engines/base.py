@@ -273,6 +273,8 @@ class Engine(ABC):
     file_suffix: ClassVar[str]
     verified: ClassVar[str] = "simulated only"
     """Where it was seen to run; simulated runtimes prove nothing about hardware."""
+    takes_turns = False
+    """Another process computes between the calls: no thread of this one may spin until the next."""
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         self.options = dict(options or {})
@@ -325,7 +327,7 @@ class Engine(ABC):
         """
         chosen = self.options.get(key, choices[0])
         if chosen not in choices:
-            named = (" or " if len(choices) == 2 else ", ").join(choices)
+            named = " or ".join((", ".join(choices[:-1]), choices[-1]))
             raise UsageError(f"--engine-option {self.name}.{key}={chosen}: wanted {named}", "choose one of them")
         return chosen
 

@@ -171,6 +171,8 @@ class OnnxRuntime(Engine):
         options.intra_op_num_threads = self.whole_number("threads", "0 means all cores") or 0
         if self.provider.device != "cpu":
             options.add_session_config_entry(NO_CPU_FALLBACK, "1")
+        if self.takes_turns:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def _session(

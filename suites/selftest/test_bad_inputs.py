@@ -131,7 +131,7 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "engine option with a wrong value": (
         (*CELL, "--engine-option", "onnxruntime.provider=tpu"),
-        "onnxruntime.provider=tpu: wanted cpu, cuda, tensorrt",
+        "onnxruntime.provider=tpu: wanted cpu, cuda or tensorrt",
         "choose one",
     ),
     "engine option that is no number": (

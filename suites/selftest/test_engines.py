@@ -527,7 +527,7 @@ def test_the_provider_decides_what_is_claimed(
 
 
 def test_an_unknown_provider_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"onnxruntime\.provider=tpu: wanted cpu, cuda, tensorrt"):
+    with pytest.raises(UsageError, match=r"onnxruntime\.provider=tpu: wanted cpu, cuda or tensorrt"):
         on("tpu").available()
 
 
