@@ -89,6 +89,7 @@ class AotInductor(Engine):
         import torch
         from torch._inductor import aoti_compile_and_package
 
+        self._keep_float32()
         # Made before: what is wrong with the checkpoint or config is said by their own errors.
         module, images = _typed(source, self.device), torch.zeros(source.input_shape, device=self.device)
         try:
@@ -107,6 +108,7 @@ class AotInductor(Engine):
     def open(self, source: Source, file: Path) -> Session:
         from torch._inductor import aoti_load_package
 
+        self._keep_float32()
         try:
             with _quiet():
                 package = aoti_load_package(str(file))
@@ -119,6 +121,13 @@ class AotInductor(Engine):
                 "--engine-file out)",
             ) from error
         return _AotInductorSession(source, package, Inspection(compiled_for, layers), self.device)
+
+    def _keep_float32(self) -> None:
+        """No TF32 on CUDA, in this process: compiled kernels and cuDNN, when called, ask these switches."""
+        import torch
+
+        if self.device == "cuda":
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextmanager

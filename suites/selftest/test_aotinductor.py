@@ -1,6 +1,6 @@
 """AOTInductor says what it needs, and refuses a package that is damaged, not detgate's or cannot be compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,3 +82,29 @@ def test_what_is_wrong_with_the_checkpoint_is_not_called_a_compiler_fault(source
     broken = replace(source, weights=Weights(tmp_path / "broken.pth", "0" * 64))
     with pytest.raises(CheckpointError):
         get_engine("aotinductor").build(broken, tmp_path / "engine.pt2")
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """TF32 switched on in this process, as torch has it for cuDNN, and left as it was found."""
+    import torch
+
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [one.allow_tf32 for one in switches]
+    for one in switches:
+        one.allow_tf32 = True
+    yield
+    for one, value in zip(switches, before, strict=True):
+        one.allow_tf32 = value
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cpu", True), ("cuda", False)])
+def test_on_cuda_float32_is_not_computed_in_tf32(
+    device: str, allowed: bool, source: Source, tmp_path: Path, tf32: None
+) -> None:
+    import torch
+
+    (tmp_path / "no.pt2").write_bytes(b"no package")
+    with pytest.raises(EngineError):
+        get_engine("aotinductor", {"device": device}).open(source, tmp_path / "no.pt2")
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is allowed
