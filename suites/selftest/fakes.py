@@ -142,7 +142,9 @@ class FakeSession(Session):
 
     def inspect(self) -> Inspection:
         ran = "int8" if "precision" in faults() else self.source.precision
-        return Inspection("cpu", tuple(Layer(f"conv{i}", ran, 100) for i in range(7)))
+        return Inspection(
+            "accelerator" if "accelerator" in faults() else "cpu", tuple(Layer(f"conv{i}", ran, 100) for i in range(7))
+        )
 
     def close(self) -> None:
         """Nothing is held."""
