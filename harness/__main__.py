@@ -1,8 +1,9 @@
-"""Takes a command line; gives `python -m harness COMMAND`: doctor, list, fetch, schema, baseline, cache."""
+"""Takes a command line; gives `python -m harness COMMAND`: doctor, list, fetch, schema, baseline, history, cache."""
 
 import argparse
 import json
 import os
+import shutil
 import sys
 import textwrap
 import traceback
@@ -16,6 +17,10 @@ from harness.model.registry import SHIPPED_BASELINES
 EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
 EXIT_INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
 RESULTS = Path("results/results.json")
+HISTORY = Path("results/history.jsonl")
+FORMATS = ("table", "json", "markdown")
+SKIPPED_SHOWN = 5
+TABLE_COLUMNS = 100
 SCREEN_COLUMNS = 120
 
 
@@ -42,18 +47,14 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_fetch(commands)
 
-    schema = commands.add_parser("schema", help="write the JSON schemas of model files and results again")
+    schema = commands.add_parser(
+        "schema", help="write the JSON schemas of results and of the files in baselines/ again"
+    )
     schema.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR", help="where to write")
     schema.set_defaults(run=_schema)
 
-    baseline = commands.add_parser("baseline", help="accepted figures").add_subparsers(required=True, metavar="ACTION")
-    accept = baseline.add_parser("accept", help="accept the figures of the last run for a cell")
-    accept.add_argument("cells", nargs="+", metavar="CELL", help="cell ids, e.g. pisa-mini-fp32-onnxruntime")
-    accept.add_argument("--reason", required=True, help="why these figures are right; kept with them")
-    accept.add_argument("--speed", action="store_true", help="accept FPS on this device in place of accuracy")
-    accept.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help=f"default {RESULTS}")
-    accept.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
-    accept.set_defaults(run=_accept)
+    _add_baseline(commands)
+    _add_history(commands)
 
     cache = commands.add_parser("cache", help="show or clear the cache of graphs and engines")
     cache.add_argument("action", choices=("list", "clear"))
@@ -61,6 +62,62 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--unused-for", type=float, default=0.0, metavar="DAYS", help="clear only what is older")
     cache.set_defaults(run=_cache)
     return parser
+
+
+def _add_baseline(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    actions = commands.add_parser("baseline", help="accepted figures: accept, ratchet, diff")
+    baseline = actions.add_subparsers(required=True, metavar="ACTION")
+    accept = baseline.add_parser("accept", help="accept the figures of the last run for a cell")
+    accept.add_argument("cells", nargs="+", metavar="CELL", help="cell ids, e.g. pisa-mini-fp32-onnxruntime")
+    accept.set_defaults(run=_accept)
+
+    ratchet = baseline.add_parser(
+        "ratchet",
+        help="accept the figures of every cell that is IMPROVED",
+        description="Accept the figures of every cell of the last run whose verdict is IMPROVED; no figure gets worse. "
+        "An accuracy holds for all engines: it rises to the lowest of those in the results file.",
+    )
+    ratchet.add_argument("cells", nargs="*", metavar="PATTERN", help="of cell ids, e.g. 'pisa-*' (default: all)")
+    ratchet.set_defaults(run=_ratchet)
+    for action in (accept, ratchet):
+        action.add_argument("--reason", required=True, help="why these figures are right; kept with them")
+        action.add_argument("--speed", action="store_true", help="accept FPS on this device in place of accuracy")
+        action.add_argument(
+            "--history",
+            type=_path,
+            metavar="FILE",
+            help="with --speed: accept the median of the runs of the same engine file in this history, at least 10, "
+            "and a tolerance of three times their spread where that is over 5%%",
+        )
+
+    diff = baseline.add_parser(
+        "diff",
+        help="accepted figures beside the last run's, or another directory's",
+        description="Accepted figures beside what the last run found, or beside those of another baselines directory. "
+        "Exits with 1 where one differs by more than its tolerance, better or worse; between directories also where "
+        "one has a figure or a tolerance that the other has not.",
+    )
+    diff.add_argument("--against", type=_path, metavar="DIR", help="another baselines directory, in place of results")
+    diff.add_argument("--format", choices=FORMATS, default="table")
+    diff.set_defaults(run=_baseline_diff)
+    for action in (accept, ratchet, diff):
+        action.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help=f"default {RESULTS}")
+        action.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
+
+
+def _add_history(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    history = commands.add_parser(
+        "history",
+        help="the course of AP and FPS over the runs of a history file",
+        description="The course of each cell's AP and FPS over the runs that `pytest --history FILE` wrote down. FPS "
+        "of different devices, and AP of different data, are never joined or compared.",
+    )
+    history.add_argument("file", nargs="?", type=_path, default=HISTORY, metavar="FILE", help=f"default {HISTORY}")
+    history.add_argument("--cell", action="append", default=[], metavar="PATTERN", help="cells to show; repeatable")
+    history.add_argument("--last", type=int, default=12, metavar="N", help="runs of each course to show (default 12)")
+    history.add_argument("--format", choices=FORMATS, default="table")
+    history.add_argument("--plot", type=_path, metavar="FILE", help="draw the courses too: .png or .svg")
+    history.set_defaults(run=_history)
 
 
 def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -137,10 +194,16 @@ def _doctor(_options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
+    from harness.judge import baseline, known
     from harness.model import registry
     from harness.report import results
 
-    schemas = {registry.SCHEMA_FILE: registry.model_schema(), results.SCHEMA_FILE: results.results_schema()}
+    schemas = {
+        registry.SCHEMA_FILE: registry.model_schema(),
+        results.SCHEMA_FILE: results.results_schema(),
+        baseline.SCHEMA_FILE: baseline.recorded_schema(),
+        known.SCHEMA_FILE: known.known_schema(),
+    }
     for name, schema in schemas.items():
         target: Path = options.baselines / name
         try:
@@ -154,9 +217,17 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _accept(options: argparse.Namespace) -> int:
+    if options.history is not None and not options.speed:
+        raise UsageError("--history is for speed alone: accuracy does not vary from process to process", "add --speed")
     for cell in options.cells:
         print(_accept_speed(options, cell) if options.speed else _accept_accuracy(options, cell))
     return EXIT_OK
+
+
+def _accept_speed(options: argparse.Namespace, cell: str) -> str:
+    from harness.report.accepting import accept_speed
+
+    return accept_speed(options.baselines, options.results, cell, options.reason, options.history)
 
 
 def _accept_accuracy(options: argparse.Namespace, cell: str) -> str:
@@ -179,29 +250,48 @@ def _accept_accuracy(options: argparse.Namespace, cell: str) -> str:
     )
 
 
-def _accept_speed(options: argparse.Namespace, cell: str) -> str:
-    from harness.judge import baseline
-    from harness.report import results
+def _ratchet(options: argparse.Namespace) -> int:
+    from harness.report import accepting
 
-    found = results.load(options.results)
-    result = next((c for c in found.cells if c.id == cell), None)
-    if result is None or result.performance is None or result.performance.fps is None:
-        raise BaselineError(
-            f"{options.results} has no speed of cell '{cell}'", "run `pytest -m performance` for it first"
-        )
-    figures = {
-        "cell": cell,
-        "batch": result.batch,
-        "fingerprint": found.environment.fingerprint,
-        "device": found.environment.device,
-        "fps": result.performance.fps,
-        "options": result.options,
-    }
-    entry = baseline.accept_speed(
-        options.baselines, result.model, figures, result.performance.uncertainty, options.reason
+    lines = accepting.ratchet(
+        options.baselines, options.results, options.cells, options.reason, options.speed, options.history
     )
-    old = f" (was {entry.accepted.previous['fps']:.2f})" if entry.accepted.previous else ""
-    return f"accepted {cell}: {entry.fps:.2f} FPS{old} at batch {entry.batch}, tolerance {entry.tolerance:.0%}"
+    for line in lines or [f"nothing to ratchet: no {'speed' if options.speed else 'accuracy'} there is IMPROVED"]:
+        print(line)
+    return EXIT_OK
+
+
+def _baseline_diff(options: argparse.Namespace) -> int:
+    from harness.report import differing
+
+    if options.against is not None:
+        found = differing.against_baselines(options.baselines, options.against)
+    else:
+        found = differing.against_results(options.baselines, options.results)
+    print(differing.render(found, options.format, _columns()))
+    return EXIT_DIFFERENT if found.any else EXIT_OK
+
+
+def _columns() -> int:
+    """Of the terminal, but no fewer than tables need."""
+    return max(shutil.get_terminal_size().columns, TABLE_COLUMNS)
+
+
+def _history(options: argparse.Namespace) -> int:
+    from harness.report import course, history
+
+    if options.last < 1:
+        raise UsageError(f"--last {options.last}: wanted at least 1", "give a positive number")
+    found = history.load(options.file)
+    courses = course.courses(found.entries, options.cell, options.last)
+    print(course.render(found, courses, options.format))
+    if options.plot is not None:
+        course.plot(courses, options.plot)
+        print(f"wrote {options.plot}", file=sys.stderr)
+    if found.skipped:
+        lines = "; ".join(found.skipped[:SKIPPED_SHOWN])
+        print(f"{options.file}, lines skipped: {len(found.skipped)} ({lines})", file=sys.stderr)
+    return EXIT_OK
 
 
 def _cache(options: argparse.Namespace) -> int:

@@ -99,7 +99,7 @@ class CacheError(DetgateError):
 
 
 class ResultsError(DetgateError):
-    """A results file that cannot be read, merged or written."""
+    """A results file or a history that cannot be read, merged or written."""
 
     stage = "results"
 

@@ -3,6 +3,8 @@
 import datetime
 import getpass
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -12,7 +14,13 @@ from harness.errors import BaselineError, SpecError
 from harness.files import write_atomically
 from harness.model.registry import Fraction, Precision, first_fault, read_json
 
+# Fractions of FPS: the tolerance of a speed whose spread is not known; how many spreads another may be; and the spread
+# beyond which no speed is accepted, which bounds the tolerance of any file.
 SPEED_TOLERANCE = 0.05
+SPREADS = 3
+MAXIMUM_SPREAD = 0.05
+LEAST_PROCESSES = 10
+SCHEMA_FILE = "recorded.schema.json"
 # Stands in the commands that messages print; not a reason.
 PLACEHOLDER = "WHY"
 
@@ -63,6 +71,39 @@ class SpeedKey(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
 
 
+class Spread(_Strict):
+    """How much FPS varies between fresh processes of the same engine file on an unchanged machine."""
+
+    processes: int = Field(ge=LEAST_PROCESSES, description="runs, each in a process of its own")
+    deviation: float = Field(ge=0.0, le=MAXIMUM_SPREAD, description="standard deviation of the FPS, fraction of FPS")
+
+
+def spread_of(fps: Sequence[float]) -> Spread:
+    """The spread over runs, each in a process of its own.
+
+    Raises:
+        BaselineError: too few runs, or they vary too much to judge by.
+    """
+    if len(fps) < LEAST_PROCESSES:
+        raise BaselineError(
+            f"wanted the speed of at least {LEAST_PROCESSES} runs of this engine file on this device, found {len(fps)}",
+            "repeat `pytest -m performance --history FILE` for the cell, then accept",
+        )
+    deviation = statistics.stdev(fps) / statistics.mean(fps)
+    if deviation > MAXIMUM_SPREAD:
+        raise BaselineError(
+            f"the speed varies by {deviation:.1%} from process to process, wanted at most {MAXIMUM_SPREAD:.0%}: "
+            "later runs could not be judged by it",
+            "measure again on an idle machine with locked clocks, then accept",
+        )
+    return Spread(processes=len(fps), deviation=round(deviation, 6))
+
+
+def speed_tolerance(spread: Spread | None) -> float:
+    """The loosest tolerance, as a fraction of FPS: 5 %, or three times the spread where that is known and more."""
+    return max(SPEED_TOLERANCE, round(SPREADS * spread.deviation, 9)) if spread else SPEED_TOLERANCE
+
+
 class Speed(_Strict):
     """A recorded speed: holds on the same device fingerprint, for the same batch, only."""
 
@@ -72,8 +113,20 @@ class Speed(_Strict):
     options: dict[str, str] = Field(default_factory=dict, description="engine options (provider, threads) it ran with")
     device: dict[str, Any]
     fps: Annotated[float, Field(gt=0.0)]
-    tolerance: float = Field(ge=0.01, le=0.5, description="fraction of FPS")
+    tolerance: float = Field(ge=0.01, le=round(SPREADS * MAXIMUM_SPREAD, 9), description="fraction of FPS")
+    spread: Spread | None = Field(default=None, description="null where it was not measured: the tolerance is 5 %")
+    versions: dict[str, str] | None = Field(default=None, description="packages and driver it was measured with")
     accepted: Acceptance
+
+    @model_validator(mode="after")
+    def _tolerance_is_measured(self) -> Self:
+        loosest = speed_tolerance(self.spread)
+        if self.tolerance > loosest + 1e-9:
+            spread = f"{self.spread.deviation:.1%}" if self.spread else "not measured"
+            raise ValueError(
+                f"tolerance: wanted at most {loosest:.1%} (the spread is {spread}), found {self.tolerance:.1%}"
+            )
+        return self
 
     @property
     def key(self) -> SpeedKey:
@@ -106,9 +159,16 @@ class Recorded(_Strict):
         return next((entry for entry in self.speed if entry.key == key), None)
 
     def speed_elsewhere(self, key: SpeedKey) -> Speed | None:
-        """An accepted speed of the same cell, batch and options on another device, for information."""
+        """The last accepted speed of the same cell, batch and options on another device, for information."""
         same = (entry for entry in self.speed if entry.key._replace(fingerprint=key.fingerprint) == key)
-        return next((entry for entry in same if entry.fingerprint != key.fingerprint), None)
+        others = [entry for entry in same if entry.fingerprint != key.fingerprint]
+        return max(others, key=lambda entry: entry.accepted.when, default=None)
+
+
+def recorded_schema() -> dict[str, Any]:
+    """JSON schema of a file of accepted figures, generated from the types."""
+    schema = Recorded.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "detgate accepted figures"}
 
 
 class Proposal(_Strict):
@@ -138,7 +198,8 @@ def load_recorded(baselines: Path, model: str) -> Recorded:
         return Recorded.model_validate(data)
     except ValidationError as error:
         raise SpecError(
-            f"{path}: {first_fault(error)}", "restore it from version control; change it only with `baseline accept`"
+            f"{path}: {first_fault(error)}",
+            "who edited it: restore it from version control, and change it only with `baseline accept` or `ratchet`",
         ) from error
 
 
@@ -170,17 +231,26 @@ def load_proposal(path: Path) -> Proposal:
         raise BaselineError(f"{path} is not a proposal of this version", f"rm {path} and run pytest again") from error
 
 
-def acceptance(cell: str, reason: str, previous: dict[str, float] | None) -> Acceptance:
-    """Who, when and why, for an accepted figure.
+def require_reason(reason: str) -> None:
+    """Refuse what says nothing.
 
     Raises:
-        BaselineError: the reason is empty.
+        BaselineError: the reason is empty, or the placeholder of a printed command.
     """
     if reason.strip() in ("", PLACEHOLDER):
         raise BaselineError(
             f"--reason '{reason}' says nothing",
             'say why the figure is right, e.g. --reason "first run, checked by hand"',
         )
+
+
+def acceptance(cell: str, reason: str, previous: dict[str, float] | None) -> Acceptance:
+    """Who, when and why, for an accepted figure.
+
+    Raises:
+        BaselineError: the reason is empty.
+    """
+    require_reason(reason)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Acceptance(by=_user(), when=now, reason=reason.strip(), cell=cell, previous=previous)
 
@@ -214,25 +284,35 @@ def accept_accuracy(baselines: Path, model: str, cell: str, figures: dict[str, A
     return entry
 
 
-def accept_speed(baselines: Path, model: str, figures: dict[str, Any], uncertainty: float | None, reason: str) -> Speed:
+def accept_speed(
+    baselines: Path,
+    model: str,
+    figures: dict[str, Any],
+    uncertainty: float | None,
+    reason: str,
+    spread: Spread | None = None,
+) -> Speed:
     """Record a measured speed, replacing the entry for the same cell, batch and device.
 
     Args:
-        figures: cell, batch, fingerprint, options, device, fps.
+        figures: cell, batch, fingerprint, options, device, versions, fps.
         uncertainty: half-width of the median's 95 % interval, as a fraction of it.
+        spread: over fresh processes; None where it was not measured.
 
     Raises:
         BaselineError: the measurement was too noisy to be judged by, or the reason is empty.
     """
-    if uncertainty is None or uncertainty > SPEED_TOLERANCE / 2:
+    tolerance = speed_tolerance(spread)
+    if uncertainty is None or uncertainty > tolerance / 2:
         known = "unknown" if uncertainty is None else f"±{uncertainty:.1%}"
         raise BaselineError(
-            f"the uncertainty of {figures['cell']}'s median is {known}, wanted at most ±{SPEED_TOLERANCE / 2:.1%}: "
+            f"the uncertainty of {figures['cell']}'s median is {known}, wanted at most ±{tolerance / 2:.1%}: "
             "later runs could not be judged by it",
             "measure again on an idle machine, then accept",
         )
     recorded = load_recorded(baselines, model)
-    entry = Speed(**figures, tolerance=SPEED_TOLERANCE, accepted=acceptance(figures["cell"], reason, None))
+    accepted = acceptance(figures["cell"], reason, None)
+    entry = Speed(**figures, tolerance=tolerance, spread=spread, accepted=accepted)
     old = recorded.find_speed(entry.key)
     if old is not None:
         previous = {"fps": old.fps}

@@ -3,7 +3,7 @@
 import datetime
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,9 @@ from harness.errors import BaselineError
 from harness.model.registry import first_fault
 
 FOLDER = "known_failures"
+# Whose move it is, by kind; and who must change the file.
+OWNERS = {"notimpl": "detgate's to do", "notyet": "the engine's to do", "never": "cannot be mended"}
+KEEPER = "whoever keeps that file"
 SCHEMA_FILE = "known_failures.schema.json"
 
 
@@ -37,6 +40,12 @@ class KnownFailures(_Strict):
     schema_: Literal[1] = Field(alias="schema")
     engine: str
     failures: tuple[KnownFailure, ...]
+
+
+def known_schema() -> dict[str, Any]:
+    """JSON schema of a file of known failures, generated from the types."""
+    schema = KnownFailures.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "detgate known failures"}
 
 
 def load_known(baselines: Path, engine: str) -> tuple[KnownFailure, ...]:
@@ -71,8 +80,11 @@ def require_current(baselines: Path, engine: str, failures: tuple[KnownFailure, 
     """
     expired = [failure for failure in failures if failure.expires <= today]
     if expired:
+        first, count = expired[0], "1 entry has" if len(expired) == 1 else f"{len(expired)} entries have"
+        link = f", followed at {first.link}" if first.link else ""
         raise BaselineError(
-            f"{baselines / FOLDER / f'{engine}.json'}: {len(expired)} entries have expired, first {expired[0].id} "
-            f"({expired[0].expires}: {expired[0].reason})",
-            "run it; where it still fails give a new day and say why in the commit, else remove the entry",
+            f"{baselines / FOLDER / f'{engine}.json'}: {count} expired, first {first.id} "
+            f"({first.expires}, {OWNERS[first.kind]}: {first.reason}{link})",
+            f"{KEEPER}: run the check; where it still fails give a new day and say why in the commit, else remove the "
+            "entry",
         )

@@ -1,6 +1,6 @@
 """Takes a measured throughput and the accepted speed of the same device and batch; gives the verdict on FPS."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,19 @@ def notes(
     elsewhere: Speed | None,
     measured: Throughput,
     device_differences: Callable[[Mapping[str, Any]], list[str]],
+    version_differences: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """What stands beside any FPS: random weights, and how an accepted speed of another device or batch compares."""
+    """What stands beside any FPS: random weights, how the speed accepted on another device compares, and new versions.
+
+    Versions are what is under test: they are named, and the speed is judged all the same.
+    """
     found = ["RANDOM WEIGHTS: speed only"] if random_weights else []
     if elsewhere is not None and (changed := device_differences(elsewhere.device)):
         found.append(
             f"{measured.fps / elsewhere.fps:.2f} x the speed accepted on another device ({'; '.join(changed)})"
         )
+    if version_differences:
+        found.append(f"versions changed since it was accepted ({'; '.join(version_differences)})")
     return tuple(found)
 
 

@@ -16,6 +16,10 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SHIPPED_BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 SCHEMA_FILE = "model.schema.json"
 
+# The loosest tolerance that a model file may ask for, in absolute AP. A raised score threshold costs 0.0014 and 25 lost
+# images 0.0020: a gate that is much wider than the default sees neither.
+MAXIMUM_TOLERANCE: dict[Precision, float] = {"fp32": 0.005, "fp16": 0.005, "int8": 0.02}
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
@@ -68,9 +72,9 @@ class PublishedRow(_Strict):
 class Tolerance(_Strict):
     """How far AP and AP50 may fall under the expected figure, in absolute AP (0.002 = 0.2 points)."""
 
-    fp32: float = Field(default=0.002, ge=0.0, le=0.05)
-    fp16: float = Field(default=0.002, ge=0.0, le=0.05)
-    int8: float = Field(default=0.005, ge=0.0, le=0.05)
+    fp32: float = Field(default=0.002, ge=0.0, le=MAXIMUM_TOLERANCE["fp32"])
+    fp16: float = Field(default=0.002, ge=0.0, le=MAXIMUM_TOLERANCE["fp16"])
+    int8: float = Field(default=0.005, ge=0.0, le=MAXIMUM_TOLERANCE["int8"])
 
 
 class ModelSpec(_Strict):
@@ -132,7 +136,9 @@ def first_fault(error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         return f"key '{key}': unknown key{more}"
-    found = "" if fault["type"] == "missing" else f", found {json.dumps(fault['input'], default=str)[:80]}"
+    found = (
+        "" if fault["type"] in ("missing", "value_error") else f", found {json.dumps(fault['input'], default=str)[:80]}"
+    )
     return f"key '{key}': {fault['msg']}{found}{more}"
 
 

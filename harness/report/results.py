@@ -4,9 +4,9 @@ import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,11 @@ SCHEMA_FILE = "results.schema.json"
 PREVIOUS_SUFFIX = ".prev"
 # The fact that carries a proposed baseline; it goes to its own file.
 PROPOSAL = "proposal"
+
+
+Given = Annotated[
+    dict[str, str], Field(description="options of the run that change what is judged, where they are not the default's")
+]
 
 
 class _Strict(BaseModel):
@@ -74,6 +79,7 @@ class AccuracyResult(_Strict):
     )
     known: str = Field(default="", description="why this is expected to fail")
     resumed: int = Field(default=0, description="images taken over from a killed run; the seconds are of the others")
+    given: Given = Field(default_factory=dict)
 
 
 class Latency(_Strict):
@@ -114,6 +120,7 @@ class PerformanceResult(_Strict):
         default=None, description="on the device's own clock; null where the runtime has none"
     )
     memory_bytes: int | None = Field(default=None, description="held on the device; null where it is not told")
+    given: Given = Field(default_factory=dict)
 
 
 class CellResult(_Strict):
@@ -153,20 +160,23 @@ class Record:
     """One check as it travels from the test to the results: the cell, its verdict, and facts measured beside it.
 
     facts: fields of `CellResult`, plain JSON; those of `accuracy` and `performance` without status and reason.
+    given: options of the run that change what is judged.
     """
 
     cell: dict[str, str]
     verdict: Verdict
     facts: dict[str, Any]
+    given: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data that pytest-xdist can carry."""
-        return {"cell": self.cell, "verdict": self.verdict.as_json(), "facts": self.facts}
+        return {"cell": self.cell, "verdict": self.verdict.as_json(), "facts": self.facts, "given": self.given}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Record":
         """The inverse of `as_json`."""
-        return cls(dict(data["cell"]), Verdict.from_json(data["verdict"]), dict(data["facts"]))
+        verdict = Verdict.from_json(data["verdict"])
+        return cls(dict(data["cell"]), verdict, dict(data["facts"]), dict(data["given"]))
 
 
 def results_schema() -> dict[str, Any]:
@@ -245,10 +255,10 @@ def _cell_result(records: list[Record]) -> CellResult:
     facts: dict[str, Any] = {}
     for record in records:
         facts |= {name: value for name, value in record.facts.items() if name != PROPOSAL}
-    cell = records[0].cell
+    cell, given = records[0].cell, {"given": records[0].given}
     parts = {
-        "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {})),
-        "performance": _performance([r.verdict for r in records], facts.pop("performance", {})),
+        "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {}) | given),
+        "performance": _performance([r.verdict for r in records], facts.pop("performance", {}) | given),
     }
     return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
 
@@ -332,19 +342,19 @@ def save(path: Path, cells: list[CellResult]) -> Results:
     return results
 
 
-def require_writable(path: Path) -> None:
-    """Refuse a path where no results file can be written, before hours of measuring.
+def require_writable(path: Path, option: str = "--results FILE") -> None:
+    """Refuse a path where no file can be written, before hours of measuring.
 
     Raises:
         ResultsError: the path is a directory, or lies below a file or a directory that cannot be written.
     """
     nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if path.is_dir():
-        raise _unwritable(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
+        raise unwritable(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)), option)
     if not nearest.is_dir():
-        raise _unwritable(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+        raise unwritable(path, OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), option)
     if not os.access(nearest, os.W_OK):
-        raise _unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise unwritable(path, OSError(errno.EACCES, os.strerror(errno.EACCES)), option)
 
 
 def _previous(path: Path, environment: EnvironmentResult) -> dict[str, CellResult]:
@@ -359,7 +369,7 @@ def _previous(path: Path, environment: EnvironmentResult) -> dict[str, CellResul
     try:
         os.replace(path, path.with_name(path.name + PREVIOUS_SUFFIX))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return {}
 
 
@@ -376,11 +386,12 @@ def _write(path: Path, text: str) -> None:
     try:
         write_atomically(path, text + "\n")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ResultsError:
-    return ResultsError(f"cannot write {path}: {error.strerror}", "give a writable path: --results FILE")
+def unwritable(path: Path, error: OSError, option: str = "--results FILE") -> ResultsError:
+    """The error of a file that cannot be written where `option` asks for it."""
+    return ResultsError(f"cannot write {path}: {error.strerror}", f"give a writable path: {option}")
 
 
 def cell_names(cell: Cell) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Takes the results of a run's cells; gives the table at the end of the run, plain or coloured."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -42,7 +43,18 @@ def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mappin
         table.add_row(all_of(engine, count), "all", "–", "–", _verdict(Status.MISSING, ""), "")
     out = io.StringIO()
     Console(file=out, width=max(width, MINIMUM_WIDTH), force_terminal=colour, no_color=not colour).print(table)
-    return out.getvalue()
+    return out.getvalue() + "".join(f"{line}\n" for line in _given(cells))
+
+
+def _given(cells: Sequence[CellResult]) -> list[str]:
+    """Below the table: with which options that change what is judged its rows were made, and how many."""
+    rows = Counter(
+        " ".join(f"{option} {value}".strip() for option, value in part.given.items())
+        for cell in cells
+        for part in (cell.accuracy, cell.performance)
+        if part is not None and part.given
+    )
+    return [f"judged with {options} (rows: {count})" for options, count in rows.items()]
 
 
 def all_of(engine: str, count: int) -> str:

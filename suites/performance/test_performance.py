@@ -35,6 +35,7 @@ def test_fps(
             recorded.speed_elsewhere(key),
             measured,
             lambda other: differences(other, environment.device),
+            differences(accepted.versions, environment.versions) if accepted and accepted.versions else (),
         ),
         rerun=commands.rerun(pytestconfig, cell, "performance"),
         accept=commands.accept(pytestconfig, cell, speed=True),

@@ -219,7 +219,10 @@ MODEL_FILES: dict[str, tuple[Change, str]] = {
         "key 'input.width': Input should be a valid integer",
     ),
     "size off the grid": (lambda spec: spec["input"].update(height=100), "should be a multiple of 32, found 100"),
-    "figure out of range": (lambda spec: spec.update(tolerance={"fp32": 0.5}), "less than or equal to 0.05, found 0.5"),
+    "figure out of range": (
+        lambda spec: spec.update(tolerance={"fp32": 0.5}),
+        "less than or equal to 0.005, found 0.5",
+    ),
     "batch of 0": (lambda spec: spec["batch"].update(cpu=0), "key 'batch.cpu': Input should be greater than or equal"),
     "hash that is none": (
         lambda spec: spec["checkpoint"].update(sha256="xyz"),

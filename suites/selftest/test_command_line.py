@@ -14,6 +14,7 @@ from harness.cache import Cache
 from harness.detect.dataset import fetch_command
 from harness.engines.table import ENGINES
 from harness.environment import collect
+from harness.judge import baseline, known
 from harness.judge.baseline import SpeedKey, load_recorded
 from harness.model.registry import SCHEMA_FILE, SHIPPED_BASELINES, load_models
 from harness.report import doctor, results
@@ -221,7 +222,7 @@ def test_doctor_looks_where_the_environment_says(
 # --- schema
 
 
-@pytest.mark.parametrize("name", [SCHEMA_FILE, results.SCHEMA_FILE])
+@pytest.mark.parametrize("name", [SCHEMA_FILE, results.SCHEMA_FILE, baseline.SCHEMA_FILE, known.SCHEMA_FILE])
 def test_schema_writes_what_ships(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     said(capsys, "schema", "--baselines", tmp_path)
     assert (tmp_path / name).read_bytes() == (SHIPPED_BASELINES / name).read_bytes()
@@ -453,7 +454,7 @@ def test_a_wrong_command_exits_with_4(words: str) -> None:
     assert main(words.split()) == 4
 
 
-@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "schema", "baseline", "cache"])
+@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "schema", "baseline", "history", "cache"])
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

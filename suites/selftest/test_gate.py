@@ -218,6 +218,20 @@ def test_extra_info_says_what_was_measured(benchmark_json: Path, first: Outcome)
     }
 
 
+@pytest.mark.parametrize("name", ["device", "fingerprint", "versions"])
+def test_machine_info_says_where_it_was_measured(benchmark_json: Path, first: Outcome, name: str) -> None:
+    assert json.loads(benchmark_json.read_text())["machine_info"][name] == first.results["environment"][name]
+
+
+def test_pytest_benchmark_tells_a_machine_that_changed(accepted: Workplace, benchmark_json: Path) -> None:
+    content = json.loads(benchmark_json.read_text())
+    content["machine_info"]["versions"]["openvino"] = "2020.1"
+    older = accepted.root / "older.json"
+    older.write_text(json.dumps(content))
+    outcome = run(accepted, "-m", "performance", *ONE, f"--benchmark-compare={older}")
+    assert "Benchmark machine_info is different" in outcome.text
+
+
 # --- what an accelerator tells beside the speed that is judged
 
 
@@ -400,6 +414,74 @@ def test_speed_accepted_on_another_device_is_recorded_with_the_differences(accep
     assert part["reason"].endswith(f"; 2.00 x the speed accepted on another device (cpu: Z80 -> {here})")
 
 
+def test_changed_versions_stand_beside_a_speed_that_is_judged_all_the_same(accepted: Workplace) -> None:
+    def older(content: dict[str, Any]) -> None:
+        for row in content["speed"]:
+            row["versions"] |= {"numpy": "0.1"}
+
+    outcome = run(accepted, "-m", "performance", *ONE, faults="seconds=0.2", baselines=edited(accepted, "older", older))
+    part = outcome.part(FP32, "performance")
+    numpy = collect().versions["numpy"]
+    assert part["status"] == "REGRESSED"
+    assert part["reason"].endswith(f"; versions changed since it was accepted (numpy: 0.1 -> {numpy})")
+
+
+# --- no check is loosened unseen
+
+
+def looser_speed(place: Workplace) -> Path:
+    return edited(place, "looser-speed", lambda content: content["speed"][0].update(tolerance=0.15))
+
+
+def looser_accuracy(place: Workplace) -> Path:
+    copy = edited(place, "looser-accuracy", lambda content: None)
+    model = copy / "models" / "toy.json"
+    model.write_text(json.dumps(json.loads(model.read_text()) | {"tolerance": {"fp32": 0.01}}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("loosen", "told"),
+    [
+        (looser_speed, ["wanted at most 5.0% (the spread is not measured), found 15.0%", "who edited it: restore it"]),
+        (looser_accuracy, ["'tolerance.fp32': Input should be less than or equal to 0.005, found 0.01", "edit "]),
+    ],
+)
+def test_a_tolerance_loosened_by_hand_fails_the_run(
+    accepted: Workplace, loosen: Callable[[Workplace], Path], told: list[str]
+) -> None:
+    outcome = run(accepted, *BOTH, *ONE, baselines=loosen(accepted))
+    assert outcome.code == 4
+    assert [text in outcome.text for text in told] == [True, True], outcome.text
+
+
+CHANGES = ("--limit", "--batch-size", "--baselines", "--engine-option", "--benchmark-timer", "--runxfail")
+
+
+@pytest.fixture(scope="module")
+def changed(accepted: Workplace) -> Outcome:
+    """A run with every option that changes what is judged."""
+    words = ("--limit", "12", "--batch-size", "4", "--engine-option", "fake.colour=red", "--runxfail")
+    return run(accepted, *BOTH, *ONE, *words)
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "performance"])
+def test_options_that_change_what_is_judged_are_in_the_results(changed: Outcome, kind: str, place: Workplace) -> None:
+    assert changed.part(FP32, kind)["given"] == {
+        "--limit": "12",
+        "--batch-size": "4",
+        "--baselines": str(place.baselines),
+        "--engine-option": "fake.colour=red",
+        "--benchmark-timer": f"{PLUGIN}.clock",
+        "--runxfail": "",
+    }
+
+
+def test_options_that_change_what_is_judged_are_told_below_the_table(changed: Outcome) -> None:
+    (line,) = re.findall(r"^judged with (.*) \(rows: 2\)", changed.text, re.MULTILINE)
+    assert {word for word in line.split() if word.startswith("--")} == set(CHANGES)
+
+
 # --- figures that mean nothing
 
 
@@ -559,11 +641,56 @@ def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
     assert (outcome.code, set(proposal["accuracy"])) == (1, {FP32, FP16})
 
 
+def test_a_run_with_default_options_says_nothing_of_them(tmp_path: Path) -> None:
+    cell = ["--model", "pisa-mini", "--engine", "torch", "--checkpoints", str(tmp_path), "--engine-file", "README.md"]
+    command = [sys.executable, "-m", "pytest", "-m", "accuracy", *cell, "-p", "no:cacheprovider"]
+    file = tmp_path / "results.json"
+    subprocess.run(
+        [*command, "--results", str(file)], cwd=CHECKOUT, env=environment(), check=False, capture_output=True
+    )
+    (row,) = json.loads(file.read_text())["cells"]
+    assert row["accuracy"]["given"] == {"--engine-file": "README.md"}
+
+
+# --- history
+
+
+@pytest.fixture(scope="module")
+def remembered(accepted: Workplace) -> list[Outcome]:
+    """Two runs with a history, the second on two workers."""
+    words = ("--history", str(accepted.root / "history" / "all.jsonl"))
+    return [run(accepted, *BOTH, *words), run(accepted, "-m", "accuracy", "-n", "2", *words)]
+
+
+def test_each_cell_of_each_run_has_a_line_in_the_history(remembered: list[Outcome], accepted: Workplace) -> None:
+    lines = [json.loads(line) for line in (accepted.root / "history" / "all.jsonl").read_text().splitlines()]
+    found = [
+        (row["cell"], row["accuracy"]["map_50_95"], row["performance"] and row["performance"]["fps"]) for row in lines
+    ]
+    speed = pytest.approx(80.0)
+    assert found == [(FP32, 1.0, speed), (FP16, 1.0, speed), (FP32, 1.0, None), (FP16, 1.0, None)]
+
+
+def test_the_run_says_where_its_history_is(remembered: list[Outcome], accepted: Workplace) -> None:
+    assert f"history: {accepted.root / 'history' / 'all.jsonl'}, lines added: 2" in remembered[1].text
+
+
+def test_a_history_that_cannot_be_written_is_refused_before_anything_is_measured(accepted: Workplace) -> None:
+    outcome = run(accepted, *BOTH, "--history", str(accepted.root))
+    assert (outcome.code, outcome.results) == (4, {})
+    assert "mend it: give a writable path: --history FILE" in outcome.text
+
+
+def test_without_the_option_no_history_is_written(first: Outcome) -> None:
+    assert "history" not in first.text.partition(" detgate ==")[2]
+
+
 # --- every results file
 
 
 @pytest.mark.parametrize(
-    "name", ["first", "accelerator", "performance_again", "worse", "no_engine", "random_weights", "two_workers"]
+    "name",
+    ["first", "accelerator", "performance_again", "worse", "no_engine", "random_weights", "two_workers", "changed"],
 )
 def test_results_obey_the_published_schema(request: pytest.FixtureRequest, name: str) -> None:
     jsonschema.validate(request.getfixturevalue(name).results, results_schema())

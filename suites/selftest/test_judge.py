@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from harness.errors import BaselineError, InvalidRun, SpecError
 from harness.judge import accuracy, baseline, speed
 from harness.judge.accuracy import Expectation, Metric
-from harness.judge.baseline import Accuracy, AccuracyKey, Recorded, Speed
+from harness.judge.baseline import Accuracy, AccuracyKey, Recorded, Speed, Spread
 from harness.judge.speed import Context
 from harness.judge.verdict import GREEN, Status, Verdict, gravest
 from harness.measure.throughput import Throughput, summarise
@@ -228,8 +229,12 @@ def test_every_image_once_in_any_order_is_right() -> None:
 CONTEXT = Context(notes=(), rerun=RERUN, accept="accept it")
 
 
-def accepted_speed(fps: float = 100.0, tolerance: float = 0.25) -> Speed:
-    return Speed(**SPEED | {"fps": fps}, tolerance=tolerance, accepted=baseline.acceptance(CELL, "checked", None))
+SPREAD = Spread(processes=10, deviation=0.05)
+
+
+def accepted_speed(fps: float = 100.0, tolerance: float = 0.125, spread: Spread | None = SPREAD, **more: Any) -> Speed:
+    accepted = baseline.acceptance(CELL, "checked", None)
+    return Speed(**SPEED | {"fps": fps}, tolerance=tolerance, spread=spread, accepted=accepted, **more)
 
 
 def measured(fps: float = 100.0, error: float | None = 0.0, noise: tuple[str, ...] = ()) -> Throughput:
@@ -240,11 +245,11 @@ def measured(fps: float = 100.0, error: float | None = 0.0, noise: tuple[str, ..
 @pytest.mark.parametrize(
     ("fps", "status"),
     [
-        (74.9, Status.REGRESSED),
-        (75.0, Status.PASS),
+        (87.4, Status.REGRESSED),
+        (87.5, Status.PASS),
         (100.0, Status.PASS),
-        (125.0, Status.PASS),
-        (125.1, Status.IMPROVED),
+        (112.5, Status.PASS),
+        (112.6, Status.IMPROVED),
     ],
 )
 def test_fps_is_judged_against_the_accepted_less_its_tolerance(fps: float, status: Status) -> None:
@@ -254,7 +259,7 @@ def test_fps_is_judged_against_the_accepted_less_its_tolerance(fps: float, statu
 def test_slower_says_figure_expectation_tolerance_and_gap() -> None:
     verdict = speed.judge(CELL, measured(70.0), accepted_speed(), CONTEXT)
     day = accepted_speed().accepted.when[:10]
-    assert verdict.reason == f"70.00 FPS, expected 100.00 (accepted {day}), tolerance 25%: 30.0% slower"
+    assert verdict.reason == f"70.00 FPS, expected 100.00 (accepted {day}), tolerance 12%: 30.0% slower"
     assert verdict.remedy == RERUN
 
 
@@ -311,6 +316,37 @@ def test_notes_name_random_weights_and_the_speed_of_another_device(
     random: bool, elsewhere: Speed | None, wanted: tuple[str, ...]
 ) -> None:
     assert speed.notes(random, elsewhere, measured(), device_changed) == wanted
+
+
+def test_changed_versions_stand_beside_a_speed() -> None:
+    found = speed.notes(False, None, measured(), device_changed, ["openvino: 2026.3 -> 2026.4"])
+    assert found == ("versions changed since it was accepted (openvino: 2026.3 -> 2026.4)",)
+
+
+@pytest.mark.parametrize(
+    ("spread", "loosest"),
+    [(None, 0.05), (0.001, 0.05), (0.02, 0.06), (0.05, 0.15)],
+)
+def test_a_speeds_tolerance_is_at_most_5_percent_or_three_times_its_spread(
+    spread: float | None, loosest: float
+) -> None:
+    known = None if spread is None else Spread(processes=10, deviation=spread)
+    assert accepted_speed(tolerance=loosest, spread=known).tolerance == loosest
+    with pytest.raises(ValidationError, match="tolerance"):
+        accepted_speed(tolerance=loosest + 0.001, spread=known)
+
+
+def test_ten_runs_give_a_spread() -> None:
+    assert baseline.spread_of([99.0, 101.0] * 5) == Spread(processes=10, deviation=0.010541)
+
+
+@pytest.mark.parametrize(
+    ("fps", "told"),
+    [([100.0] * 9, "at least 10 runs .* found 9"), ([90.0, 110.0] * 5, "varies by 10.5% .* wanted at most 5%")],
+)
+def test_few_or_scattered_runs_give_no_spread(fps: list[float], told: str) -> None:
+    with pytest.raises(BaselineError, match=told):
+        baseline.spread_of(fps)
 
 
 def test_the_same_device_at_another_batch_is_not_compared() -> None:
@@ -435,6 +471,17 @@ def test_the_speed_of_another_device_is_found_for_information(baselines: Path) -
     assert found == [entry, None, None]
 
 
+def test_of_several_other_devices_the_last_accepted_is_found() -> None:
+    def entry(name: str, day: int) -> Speed:
+        accepted = baseline.acceptance(CELL, "checked", None).model_copy(update={"when": f"2026-01-0{day}T00:00:00Z"})
+        return accepted_speed().model_copy(update={"fingerprint": name * 12, "accepted": accepted})
+
+    recorded = Recorded(model="pisa", speed=tuple(entry(name, day) for name, day in (("a", 1), ("b", 3), ("c", 2))))
+    found = recorded.speed_elsewhere(SPEED_KEY)
+    assert found is not None
+    assert found.fingerprint == "b" * 12
+
+
 @pytest.mark.parametrize("missing", list(FIGURES))
 def test_an_incomplete_proposal_is_not_accepted(baselines: Path, missing: str) -> None:
     figures = {name: value for name, value in FIGURES.items() if name != missing}
@@ -472,6 +519,18 @@ def no_reason(content: dict[str, Any]) -> None:
     content["accuracy"][0]["accepted"]["reason"] = ""
 
 
+def looser_speed(content: dict[str, Any]) -> None:
+    content["speed"][0]["tolerance"] = 0.1
+
+
+def far_looser_speed(content: dict[str, Any]) -> None:
+    content["speed"][0] |= {"tolerance": 0.3, "spread": {"processes": 10, "deviation": 0.1}}
+
+
+def few_processes(content: dict[str, Any]) -> None:
+    content["speed"][0] |= {"tolerance": 0.12, "spread": {"processes": 3, "deviation": 0.04}}
+
+
 def wrong_type(content: dict[str, Any]) -> None:
     content["speed"][0]["fps"] = "fast"
 
@@ -488,6 +547,9 @@ def other_schema(content: dict[str, Any]) -> None:
         (unknown_key, "key 'comment': unknown key"),
         (no_reason, "key 'accuracy.0.accepted.reason'"),
         (wrong_type, "key 'speed.0.fps'"),
+        (looser_speed, "tolerance: wanted at most 5.0% (the spread is not measured), found 10.0%"),
+        (far_looser_speed, "key 'speed.0.tolerance': Input should be less than or equal to 0.15"),
+        (few_processes, "key 'speed.0.spread.processes': Input should be greater than or equal to 10"),
         (other_schema, "key 'schema'"),
     ],
 )
@@ -501,7 +563,7 @@ def test_a_damaged_baseline_names_file_key_and_remedy(
     baseline.recorded_file(baselines, "pisa").write_text(json.dumps(content))
     with pytest.raises(SpecError, match=re.escape(named)) as caught:
         baseline.load_recorded(baselines, "pisa")
-    assert "restore it from version control" in caught.value.remedy
+    assert caught.value.remedy.startswith("who edited it: restore it from version control")
 
 
 def test_a_baseline_that_is_not_json_is_an_error(baselines: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_cell_that_is_missing_stays_missing(accepted: Workplace) -> None:
 @pytest.mark.parametrize(
     ("entry", "named"),
     [
-        ({**ENTRY, "expires": "2020-01-01"}, "1 entries have expired, first suites/accuracy"),
+        ({**ENTRY, "expires": "2020-01-01"}, "1 entry has expired, first suites/accuracy"),
         ({**ENTRY, "id": CHECK.replace("map_50_95", "map_75")}, "no check suites/accuracy"),
         ({**ENTRY, "id": CHECK.replace("toy-fp32", "gone-fp32")}, "no check suites/accuracy"),
         ({**ENTRY, "kind": "later"}, "key 'failures.0.kind'"),
@@ -104,6 +104,25 @@ def test_an_entry_that_is_out_of_step_is_wrong_input(accepted: Workplace, entry:
     assert named in outcome.text
     assert "mend it: " in outcome.text
     assert "Traceback" not in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"expires": "2020-01-01"}, "whoever keeps that file: run the check; where it still fails give a new day"),
+        ({"id": CHECK.replace("map_50_95", "map_75")}, "whoever keeps that file: remove the entry, or correct its id"),
+        (
+            {"expires": "2020-01-01"},
+            "(2020-01-01, the engine's to do: the runtime does not see red, followed at https://example.org/issues/1)",
+        ),
+    ],
+    ids=["expired", "stale", "expired, whose move"],
+)
+def test_an_entry_that_is_out_of_step_says_who_must_do_what(
+    accepted: Workplace, change: dict[str, str], told: str
+) -> None:
+    known(accepted, {**ENTRY, **change})
+    assert told in run(accepted, "-m", "accuracy", "--precision", "fp32").text
 
 
 @pytest.mark.parametrize(

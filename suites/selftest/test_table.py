@@ -56,6 +56,12 @@ def test_a_performance_row_has_fps_expectation_tolerance_and_verdict() -> None:
     assert rows(cell(performance=PERFORMANCE)) == [wanted]
 
 
+def test_options_that_change_what_is_judged_are_told_below_the_table() -> None:
+    given = {"--limit": "4", "--runxfail": ""}
+    one = cell(accuracy=ACCURACY | {"given": given}, performance=PERFORMANCE | {"given": given})
+    assert rows(one, cell(accuracy=ACCURACY))[-1] == "judged with --limit 4 --runxfail (rows: 2)"
+
+
 def test_accuracy_of_all_cells_comes_before_performance() -> None:
     both = cell(accuracy=ACCURACY, performance=PERFORMANCE)
     checks = ["AP / AP50" in row for row in rows(both, both.model_copy(update={"id": "other"}))]
