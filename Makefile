@@ -22,7 +22,7 @@ test: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy harness
-	$(RUN) -m pytest -m "selftest and not slow" --cov --cov-report=term --cov-fail-under=90
+	$(RUN) -m pytest -m "selftest and not slow" -n auto --maxprocesses 4 --cov --cov-report=term --cov-fail-under=90
 
 proof: setup
 	$(RUN) -m pytest -m slow

@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     listing = commands.add_parser("list", help="models, their precisions and published rows, and engines")
-    listing.add_argument("--json", action="store_true", help="machine-readable")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="machine-readable")
+    form.add_argument("--markdown", action="store_true", help="the engines as the README's table")
     listing.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
     listing.set_defaults(run=_list)
 
@@ -174,8 +176,11 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from harness.report.listing import as_json, as_text
+    from harness.report.listing import as_json, as_text, engines_table
 
+    if options.markdown:
+        print(engines_table())
+        return EXIT_OK
     print(json.dumps(as_json(options.baselines), indent=1) if options.json else as_text(options.baselines))
     return EXIT_OK
 

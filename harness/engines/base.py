@@ -1,8 +1,10 @@
 """Takes nothing; gives the words every engine speaks: Capabilities, Source, Engine, Session, Inspection."""
 
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -318,6 +320,10 @@ class Engine(ABC):
     def remedy(self) -> str:
         """The command that makes this engine available."""
         return f"pip install -e '.[{self.name}]'"
+
+    def code(self) -> str:
+        """SHA-256 of the engine's module: what another recipe built is not what this one would."""
+        return hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()
 
     def choice(self, key: str, choices: Sequence[str]) -> str:
         """The option `key`, one of `choices`; the first where it is not set.

@@ -117,11 +117,11 @@ def accelerator_that_falls_back(stage: Stage) -> None:
     """The runtime says that it has the accelerator, and computes on the CPU."""
     honest, session = stage.file(), onnxruntime.InferenceSession
 
-    def cpu_session(model: Any, _options: object, providers: object) -> Any:
-        return session(model, providers=[PROVIDERS["cpu"]])
+    def cpu_session(model: Any, _options: object, **_asked: object) -> Any:
+        return session(model, providers=[PROVIDERS["cpu"].name])
 
     stage.patch.setattr("onnxruntime.InferenceSession", cpu_session)
-    stage.patch.setattr("onnxruntime.get_available_providers", lambda: list(PROVIDERS.values()))
+    stage.patch.setattr("onnxruntime.get_available_providers", lambda: [one.name for one in PROVIDERS.values()])
     stage.patch.setitem(openvino.DEVICES, "gpu", "CPU")
     stage.patch.setattr("torch.cuda.is_available", lambda: True)
     stage.patch.setattr(aotinductor.AotInductor, "build", lambda _self, _source, target: shutil.copy(honest, target))
