@@ -1,4 +1,4 @@
-"""Takes a command line; gives `python -m harness COMMAND`: doctor, list, fetch, schema, baseline, history, cache."""
+"""Takes a command line; gives `python -m harness COMMAND`: see `--help` for the commands."""
 
 import argparse
 import json
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(run=_list)
 
     _add_fetch(commands)
+    _add_compare(commands)
 
     schema = commands.add_parser(
         "schema", help="write the JSON schemas of results and of the files in baselines/ again"
@@ -150,6 +151,49 @@ def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     fetch.set_defaults(run=_fetch)
 
 
+def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="two recorded accuracy runs: what changed, by how much, and whether it is worse",
+        description="Compare the detections of two runs, before and after, cell by cell. A RUN is a folder of records, "
+        "one cell's folder in it, or a results file that has record/ beside it. Exit code: 0 green, 1 worse or "
+        "invalid, 4 wrong input.",
+        epilog="Two runs of one cell each are compared whatever their cells, fp32 with int8 for example.",
+    )
+    compare.add_argument("before", type=_path, metavar="RUN_A", help="the run that was good")
+    compare.add_argument("after", type=_path, metavar="RUN_B", help="the run in question")
+    compare.add_argument(
+        "--data-dir",
+        type=_path,
+        metavar="DIR",
+        help="COCO that they were run on (env DATASETS_DIR, default ./coco); the embedded images are found without it",
+    )
+    compare.add_argument("--format", choices=("table", "json", "markdown"), default="table", help="default table")
+    compare.add_argument(
+        "--images", type=_whole_number, default=5, metavar="N", help="classes and images to list (default 5)"
+    )
+    compare.set_defaults(run=_compare)
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a whole number, found '{text}'")
+    return int(text)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from harness.report.compare import compare, render
+
+    report = compare(options.before, options.after, options.data_dir or _data_dir(), options.images)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(render(report, options.format, shutil.get_terminal_size((100, 24)).columns, colour))
+    return EXIT_OK if report.green else EXIT_DIFFERENT
+
+
+def _data_dir() -> Path:
+    return _path(os.environ.get("DATASETS_DIR") or "coco")
+
+
 def _path(text: str) -> Path:
     """A path option, with `~` as the home directory however it is written."""
     return Path(text).expanduser()
@@ -162,7 +206,7 @@ def _fetch(options: argparse.Namespace) -> int:
         names=tuple(options.names),
         baselines=options.baselines,
         checkpoints=options.checkpoints or _path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints"),
-        data_dir=options.data_dir or _path(os.environ.get("DATASETS_DIR") or "coco"),
+        data_dir=options.data_dir or _data_dir(),
         mirror=options.mirror or os.environ.get("DETGATE_MIRROR") or None,
         dry_run=options.dry_run,
     )

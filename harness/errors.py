@@ -104,6 +104,12 @@ class ResultsError(DetgateError):
     stage = "results"
 
 
+class RecordError(DetgateError):
+    """A run's record that is not there, damaged, or of another data set than it is compared on."""
+
+    stage = "record"
+
+
 class FetchError(DetgateError):
     """A published file that cannot be fetched, or is not the one that was wanted."""
 
@@ -132,5 +138,6 @@ WRONG_INPUT = (
     BaselineError,
     CacheError,
     ResultsError,
+    RecordError,
     FetchError,
 )

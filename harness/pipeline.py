@@ -17,7 +17,6 @@ from harness import cache as caching
 from harness.cache import Artifact, Cache
 from harness.detect.dataset import COCO_CLASSES, Dataset, load_coco, require_classes
 from harness.detect.decode import Decoder, make_decoder, output_shapes
-from harness.detect.detections import Detections
 from harness.detect.journal import Journal
 from harness.detect.preprocess import preprocess_batch
 from harness.detect.run import Progress, Run, parts_of, run, silent
@@ -26,9 +25,10 @@ from harness.engines.base import import_fault
 from harness.engines.onnxruntime import refusals
 from harness.environment import collect
 from harness.errors import DetgateError, EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
+from harness.judge import record as records
 from harness.judge.accuracy import require_every_image
-from harness.measure.curves import Curves
-from harness.measure.evaluate import CocoMetrics, evaluate
+from harness.judge.record import Artifacts, DatasetIdentity, Record, Recorded, Start
+from harness.measure.evaluate import NUMBERS, CocoMetrics, evaluate
 from harness.model import checkpoint, export, graph
 from harness.model.checkpoint import RANDOM_WEIGHTS, Weights
 from harness.model.mmdet import HeadSpec, InputSpec, describe_head, describe_input, load_config, load_module
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 Images = npt.NDArray[np.float32]
-Start = Literal["checkpoint", "random weights", "onnx file", "engine file"]
 T = TypeVar("T")
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
@@ -50,7 +49,6 @@ CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
 GRAPH_CHECKS_REMEDY = "pip install -e '.[onnxruntime]'"
 JOURNAL = "journal"
-DETECTIONS, CURVES = "detections.npz", "curves.npz"
 # Relative L2 error of the worst output that a precision explains. Seen on the mini models: fp32 7e-7, fp16 4.6e-4 to
 # 1.2e-3, int8 0.074 to 0.086.
 EXPLAINED: dict[Precision, tuple[float, float]] = {"fp32": (0, 1e-4), "fp16": (1e-4, 2e-2), "int8": (2e-2, 0.35)}
@@ -120,6 +118,29 @@ class AccuracyRun:
     run: Run
     metrics: CocoMetrics
     inspection: Inspection
+
+    @functools.cached_property
+    def recorded(self) -> Recorded:
+        """What later runs are compared with."""
+        prepared, detections = self.prepared, self.run.detections
+        cell, data = prepared.cell, self.dataset
+        made = Record(
+            id=cell.id,
+            model=cell.model,
+            precision=cell.precision,
+            engine=cell.engine,
+            engine_version=prepared.engine.version(),
+            options=prepared.engine.flags(),
+            batch=prepared.source.batch,
+            start=prepared.start,
+            precision_ran=self.inspection.dominant,
+            device=self.inspection.device,
+            dataset=DatasetIdentity(name=data.name, images=len(data.images), sha256=data.sha256),
+            artifacts=Artifacts(**prepared.artifacts),
+            metrics={name: getattr(self.metrics, name) for name in NUMBERS},
+            detections=records.sha256_of(detections),
+        )
+        return Recorded(made, detections)
 
 
 def _once(method: Callable[..., T]) -> Callable[..., T]:
@@ -580,9 +601,7 @@ class Pipeline:
 
     @_once
     def _loaded(self, name: str) -> Dataset:
-        if name == "mini":
-            return load_coco(EMBEDDED / "data", name, restore="git checkout fixtures/mini")
-        return load_coco(self.settings.data_dir, name)
+        return load_dataset(name, self.settings.data_dir)
 
     def accuracy(self, cell: Cell, progress: Progress = silent) -> AccuracyRun:
         """The cell's COCO metrics on its data set; made once per cell.
@@ -606,17 +625,17 @@ class Pipeline:
         start = time.perf_counter()
         metrics = evaluate(dataset, result.detections)
         seconds = {**result.seconds, "evaluate": time.perf_counter() - start}
-        self._keep_record(cell, result.detections, metrics.curves)
-        return AccuracyRun(prepared, dataset, dataclasses.replace(result, seconds=seconds), metrics, inspection)
+        made = AccuracyRun(prepared, dataset, dataclasses.replace(result, seconds=seconds), metrics, inspection)
+        self._keep_record(made)
+        return made
 
-    def _keep_record(self, cell: Cell, detections: Detections, curves: Curves) -> None:
+    def _keep_record(self, made: AccuracyRun) -> None:
         """What the cell's figures were made from, under --record, for whoever compares or draws them."""
         if self.settings.record is None:
             return
-        folder = self.settings.record / cell.id
+        folder = self.settings.record / made.prepared.cell.id
         try:
-            detections.save(folder / DETECTIONS)
-            curves.save(folder / CURVES)
+            records.keep(folder, made.recorded, made.metrics.curves)
         except OSError as error:
             raise ResultsError(
                 f"cannot write to {folder}: {error.strerror}", "give a writable path: --record DIR"
@@ -653,6 +672,17 @@ class Pipeline:
 def _repeated(rows: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:
     """The rows, again and again until there are `batch` of them."""
     return np.ascontiguousarray(rows[np.arange(batch) % len(rows)])
+
+
+def load_dataset(name: str, data_dir: Path) -> Dataset:
+    """The embedded data set `mini`, or the one under `data_dir`.
+
+    Raises:
+        Missing, DatasetError: it is not there, or damaged.
+    """
+    if name == "mini":
+        return load_coco(EMBEDDED / "data", name, restore="git checkout fixtures/mini")
+    return load_coco(data_dir, name)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,6 +127,17 @@ class Detections:
         """Whether every column has the same bits in the same order."""
         return all(
             getattr(self, field.name).tobytes() == getattr(other, field.name).tobytes() for field in fields(self)
+        )
+
+    def above(self, score: float) -> "Detections":
+        """The boxes with a higher score, on the same images."""
+        kept = self.score > score
+        return replace(
+            self,
+            image_id=self.image_id[kept],
+            xywh=self.xywh[kept],
+            score=self.score[kept],
+            category_id=self.category_id[kept],
         )
 
     def _check_columns(self) -> None:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,12 +59,33 @@ def evaluate(dataset: Dataset, detections: Detections) -> CocoMetrics:
     Raises:
         EvaluationError: none of the images was processed, a category is unknown, or no ground truth is there.
     """
-    import hotcoco
-
     rows = _rows(dataset, detections)
-    ground_truth = hotcoco.COCO(dataset.annotation_file)
-    evaluator = hotcoco.COCOeval(ground_truth, ground_truth.load_res(rows), "bbox")
-    return _run(evaluator, dataset, detections, len(rows))
+    return _run(_hotcoco(dataset.annotation_file, rows), dataset, detections, len(rows))
+
+
+def evaluator(dataset: Dataset, detections: Detections, categories: Sequence[int]) -> Any:
+    """A hotcoco COCOeval of some of the categories, not yet evaluated.
+
+    Raises:
+        EvaluationError: as `evaluate`.
+    """
+    return _chosen(_hotcoco(dataset.annotation_file, _rows(dataset, detections)), _image_ids(dataset), categories)
+
+
+def evaluate_against(dataset: Dataset, truth: Detections, detections: Detections) -> float:
+    """AP over IoU .50:.95 of `detections` where the boxes of `truth` are the ground truth of the data set's images.
+
+    Raises:
+        EvaluationError: as `evaluate`.
+    """
+    rows = _rows(dataset, truth)
+    content = {
+        "images": [{"id": one.id, "width": one.width, "height": one.height} for one in dataset.images],
+        "annotations": _found(rows),
+        "categories": [{"id": i, "name": n} for i, n in zip(dataset.category_ids, dataset.category_names, strict=True)],
+    }
+    found = _rows(dataset, detections)
+    return _run(_hotcoco(content, found), dataset, detections, len(found)).map_50_95
 
 
 def evaluate_reference(dataset: Dataset, detections: Detections) -> CocoMetrics:
@@ -108,6 +131,20 @@ def _truths(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"id": i, **{key: row[key] for key in keys}} for i, row in enumerate(content["annotations"], 1)]
 
 
+def _hotcoco(ground_truth: Path | dict[str, Any], rows: npt.NDArray[np.float64]) -> Any:
+    import hotcoco
+
+    truth = hotcoco.COCO(ground_truth)
+    return hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
+
+
+def _chosen(evaluator: Any, image_ids: list[int], categories: Sequence[int]) -> Any:
+    # Both evaluators have these names in COCO's own spelling.
+    evaluator.params.imgIds = image_ids
+    evaluator.params.catIds = list(categories)
+    return evaluator
+
+
 def _found(rows: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
     return [
         {
@@ -136,9 +173,7 @@ def _reference_coco(content: dict[str, Any], annotations: list[dict[str, Any]]) 
 
 def _run(evaluator: Any, dataset: Dataset, detections: Detections, boxes: int) -> CocoMetrics:
     image_ids = _image_ids(dataset)
-    # Both evaluators have these names in COCO's own spelling.
-    evaluator.params.imgIds = image_ids
-    evaluator.params.catIds = list(dataset.category_ids)
+    _chosen(evaluator, image_ids, dataset.category_ids)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.evaluate()
         evaluator.accumulate()

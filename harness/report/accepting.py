@@ -9,10 +9,11 @@ from typing import Any
 from harness.errors import BaselineError, UsageError
 from harness.judge import baseline
 from harness.judge.baseline import Accuracy, AccuracyKey, SpeedKey
+from harness.judge.record import EnvironmentResult
 from harness.judge.verdict import Status
 from harness.model.registry import ModelSpec, load_models
 from harness.report.history import spread_from
-from harness.report.results import CellResult, EnvironmentResult, Results, load
+from harness.report.results import CellResult, Results, load
 
 METRICS = ("map_50_95", "map_50")
 

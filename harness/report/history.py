@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.environment import collect
 from harness.errors import ResultsError
 from harness.judge.baseline import Spread, spread_of
+from harness.judge.record import Artifacts
 from harness.judge.verdict import Status
 from harness.model.registry import first_fault
-from harness.report.results import Artifacts, CellResult, DatasetResult, Given, unwritable
+from harness.report.results import CellResult, DatasetResult, Given, unwritable
 
 SCHEMA = 1
 GIT_TIMEOUT_S = 10.0

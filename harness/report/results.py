@@ -14,6 +14,7 @@ from harness.engines.base import DeviceTimer
 from harness.environment import collect
 from harness.errors import ResultsError
 from harness.files import write_atomically
+from harness.judge.record import Artifacts, DatasetIdentity, EnvironmentResult, Start
 from harness.judge.speed import uncertainty
 from harness.judge.verdict import Status, Verdict, gravest
 from harness.measure.throughput import Speeds, Throughput
@@ -35,32 +36,11 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EnvironmentResult(_Strict):
-    """Where the cells were measured; the fields of `harness.environment.Environment`."""
-
-    python: str
-    platform: str
-    versions: dict[str, str]
-    device: dict[str, str | int | float | None]
-    fingerprint: str = Field(min_length=1, description="stands for `device`: equal exactly where the device is")
-
-
-class DatasetResult(_Strict):
+class DatasetResult(DatasetIdentity):
     """The images a cell was measured on."""
 
-    name: str
-    images: int
-    sha256: str
     full_val2017: bool
     note: str = ""
-
-
-class Artifacts(_Strict):
-    """SHA-256 of what the cell was made from; null where this run did not see it."""
-
-    weights: str | None = None
-    onnx: str | None = None
-    engine: str | None = None
 
 
 class AccuracyResult(_Strict):
@@ -80,6 +60,25 @@ class AccuracyResult(_Strict):
     known: str = Field(default="", description="why this is expected to fail")
     resumed: int = Field(default=0, description="images taken over from a killed run; the seconds are of the others")
     given: Given = Field(default_factory=dict)
+
+
+class CheckResult(_Strict):
+    """One check against an earlier run; the units are the check's own."""
+
+    status: Status
+    reason: str
+    figure: float | None
+    expected: float | None
+    tolerance: float | None
+
+
+class AgainstResult(_Strict):
+    """The cell against its record in an earlier run; `identical` stands alone where the bits are the same."""
+
+    status: Status
+    reason: str
+    checks: dict[str, CheckResult]
+    known: str = Field(default="", description="why this is expected to fail")
 
 
 class Latency(_Strict):
@@ -132,7 +131,7 @@ class CellResult(_Strict):
     engine: str
     engine_version: str | None = None
     batch: int | None = None
-    start: Literal["checkpoint", "random weights", "onnx file", "engine file"] | None = None
+    start: Start | None = None
     precision_ran: str | None = None
     device: str | None = None
     options: dict[str, str] = Field(default_factory=dict, description="engine options it ran with")
@@ -140,11 +139,12 @@ class CellResult(_Strict):
     artifacts: Artifacts = Field(default_factory=Artifacts)
     accuracy: AccuracyResult | None = None
     performance: PerformanceResult | None = None
+    against: AgainstResult | None = None
 
     @property
     def statuses(self) -> list[Status]:
         """Of the parts that were checked."""
-        return [part.status for part in (self.accuracy, self.performance) if part is not None]
+        return [part.status for part in (self.accuracy, self.performance, self.against) if part is not None]
 
 
 class Results(_Strict):
@@ -259,6 +259,7 @@ def _cell_result(records: list[Record]) -> CellResult:
     parts = {
         "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {}) | given),
         "performance": _performance([r.verdict for r in records], facts.pop("performance", {}) | given),
+        "against": _against([r.verdict for r in records]),
     }
     return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
 
@@ -303,6 +304,16 @@ def _performance(verdicts: list[Verdict], facts: dict[str, Any]) -> PerformanceR
         reason=worst.reason,
         known=_known(own),
     )
+
+
+def _against(verdicts: list[Verdict]) -> AgainstResult | None:
+    own = [v for v in verdicts if v.kind == "against"]
+    if not own:
+        return None
+    status = gravest([v.status for v in own])
+    fields = CheckResult.model_fields
+    checks = {v.check: CheckResult(**{name: getattr(v, name) for name in fields}) for v in own}
+    return AgainstResult(status=status, reason=_reason(own, status), checks=checks, known=_known(own))
 
 
 def load(path: Path) -> Results:
@@ -378,7 +389,8 @@ def _merged(old: CellResult | None, new: CellResult) -> CellResult:
         return new
     if new.artifacts.engine is None and old.artifacts.engine is not None:
         return new
-    kept = {name: getattr(old, name) for name in ("accuracy", "performance", "dataset") if getattr(new, name) is None}
+    halves = ("accuracy", "performance", "dataset", *(() if new.accuracy else ("against",)))
+    kept = {name: getattr(old, name) for name in halves if getattr(new, name) is None}
     return new.model_copy(update=kept)
 
 

@@ -8,7 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harness.judge.verdict import Status
+from harness.judge.accuracy import METRICS
+from harness.judge.verdict import GREEN, Status
 from harness.report.results import CellResult
 
 COLOURS = {
@@ -34,7 +35,7 @@ def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mappin
         table.add_column(heading, no_wrap=True)
     table.add_column("measured on (batch, what computed)", overflow="fold")
     for cell in cells:
-        for row in _accuracy_rows(cell):
+        for row in (*_accuracy_rows(cell), *_against_rows(cell)):
             table.add_row(*row)
     for cell in cells:
         for row in _performance_rows(cell):
@@ -79,6 +80,22 @@ def _accuracy_rows(cell: CellResult) -> list[tuple[str, ...]]:
     bound = f"{_figure(expected.get('map_50_95'), 4)} / {_figure(expected.get('map_50'), 4)}"
     bound = f"{bound} −{part.tolerance:g}" if part.tolerance is not None else "–"
     return [(cell.id, "AP / AP50", figure, bound, _verdict(part.status, part.known), _measured_on(cell, accuracy=True))]
+
+
+def _against_rows(cell: CellResult) -> list[tuple[str, ...]]:
+    """The change of AP and AP50 since the earlier run, and which checks did not pass."""
+    part = cell.against
+    if part is None:
+        return []
+    found = [part.checks[metric] for metric in METRICS if metric in part.checks]
+    changes = [
+        check.figure - check.expected for check in found if check.figure is not None and check.expected is not None
+    ]
+    margins = [check.tolerance for check in found if check.tolerance is not None]
+    figure = " / ".join(f"{change:+.4f}" for change in changes) or ("same bits" if "identical" in part.checks else "–")
+    expected = " / ".join(f"−{margin:g}" for margin in margins) or "–"
+    failed = ", ".join(name for name, check in part.checks.items() if check.status not in GREEN)
+    return [(cell.id, "against before", figure, expected, _verdict(part.status, part.known), failed)]
 
 
 def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:

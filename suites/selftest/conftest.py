@@ -12,6 +12,8 @@ import pytest
 from harness.model.registry import SHIPPED_BASELINES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# pisa-mini on onnxruntime, in fp32 and int8, on the first 96 of the embedded images.
+RECORDS = CHECKOUT / "fixtures" / "records"
 Outcome = subprocess.CompletedProcess[str]
 Command = Callable[..., Outcome]
 

@@ -454,7 +454,7 @@ def test_a_wrong_command_exits_with_4(words: str) -> None:
     assert main(words.split()) == 4
 
 
-@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "schema", "baseline", "history", "cache"])
+@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "compare", "schema", "baseline", "history", "cache"])
 def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

@@ -58,6 +58,11 @@ def performance(status: Status = Status.PASS, facts: dict[str, Any] = PERFORMANC
     return Record(NAMES, verdict, facts)
 
 
+def against(status: Status = Status.PASS, check: str = "count") -> Record:
+    verdict = Verdict(CELL, "against", check, status, f"{check} is so", 90, 100, 0.005)
+    return Record(NAMES, verdict, ACCURACY)
+
+
 def failed(kind: Kind, status: Status = Status.INVALID, reason: str = "NaN") -> Record:
     return Record(NAMES, Verdict(CELL, kind, "integrity", status, reason), {})
 
@@ -145,6 +150,36 @@ def test_a_failure_after_the_verdict_weighs_more() -> None:
     part = one(performance(), failed("performance")).performance
     assert part is not None
     assert (part.status, part.fps) == (Status.INVALID, 80.0)
+
+
+def test_checks_against_an_earlier_run_are_kept_by_name() -> None:
+    part = one(against(), against(Status.REGRESSED, "detections")).against
+    assert part is not None
+    assert (part.status, part.reason, list(part.checks)) == (
+        Status.REGRESSED,
+        "detections: detections is so",
+        ["count", "detections"],
+    )
+    assert part.checks["count"].model_dump() == {
+        "status": Status.PASS,
+        "reason": "count is so",
+        "figure": 90,
+        "expected": 100,
+        "tolerance": 0.005,
+    }
+
+
+def test_a_fall_against_an_earlier_run_is_no_fall_against_the_baseline() -> None:
+    part = one(accuracy(), against(Status.REGRESSED)).accuracy
+    assert part is not None
+    assert part.status is Status.PASS
+
+
+@pytest.mark.parametrize(("records", "kept"), [([performance()], True), ([accuracy()], False)])
+def test_a_comparison_holds_until_accuracy_is_measured_again(tmp_path: Path, records: list[Record], kept: bool) -> None:
+    save(tmp_path / "results.json", collate([accuracy(), against()]))
+    (cell,) = save(tmp_path / "results.json", collate(records)).cells
+    assert (cell.against is not None) is kept
 
 
 def test_a_proposed_baseline_is_no_part_of_the_results() -> None:

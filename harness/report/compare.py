@@ -1,0 +1,352 @@
+"""Takes two runs' records and the data set they name; gives what changed, as a table, JSON or Markdown."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.detect.dataset import Dataset
+from harness.environment import differences
+from harness.errors import RecordError
+from harness.judge import record as records
+from harness.judge.accuracy import METRICS
+from harness.judge.previous import Pair, Relation, judge_all
+from harness.judge.record import DatasetIdentity, Record, Recorded
+from harness.judge.verdict import GRAVITY, Status, Verdict, gravest
+from harness.measure.compare import CONFIDENT
+from harness.pipeline import Cell, load_dataset
+from harness.report.table import COLOURS
+
+Format = Literal["table", "json", "markdown"]
+FORMATS: tuple[Format, ...] = ("table", "json", "markdown")
+SHA_DIGITS = 12
+Section = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]
+"""Title, headings and rows of what is listed below a cell's checks."""
+IMAGES_HEADING = f"images with most boxes (score > {CONFIDENT:g}) lost and won"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure before and after, absolute AP; `interval` holds the change with 95 % confidence, None where unknown."""
+
+    before: float
+    after: float
+    interval: tuple[float, float] | None
+
+    @property
+    def change(self) -> float:
+        """After less before."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """AP of one class before and after."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image, and how many of its boxes were lost and won; `lowest_iou` is that of the worst matched pair."""
+
+    file_name: str
+    id: int
+    boxes: int
+    lost: int
+    won: int
+    lowest_iou: float
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """All that is shown of one pair of records."""
+
+    id: str
+    before: str
+    dataset: DatasetIdentity
+    relation: Relation
+    verdicts: tuple[Verdict, ...]
+    accuracy: dict[str, Change]
+    classes: tuple[ClassChange, ...]
+    images: tuple[ImageRow, ...]
+    provenance: tuple[str, ...]
+
+    @property
+    def status(self) -> Status:
+        """The gravest of the checks, of the improvement of AP too."""
+        return gravest([verdict.status for verdict in self.verdicts])
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed."""
+        return tuple(verdict.check for verdict in self.verdicts if verdict.fails(required=False))
+
+    @property
+    def title(self) -> str:
+        """The cell, or both where they differ."""
+        return self.id if self.before == self.id else f"{self.before} -> {self.id}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison of two runs; cells that only one of them has are named."""
+
+    before: str
+    after: str
+    cells: tuple[CellReport, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+
+    @property
+    def green(self) -> bool:
+        """No check failed."""
+        return not any(cell.failed for cell in self.cells)
+
+
+def compare(before: Path, after: Path, data_dir: Path, rows: int) -> Report:
+    """Compare the records of two runs, cell by cell; where both hold one cell, whatever their ids.
+
+    Args:
+        data_dir: COCO's folder; the embedded images are found without it.
+        rows: how many classes and images are listed.
+
+    Raises:
+        RecordError: a run that holds no record, a damaged one, no cell in common, or other data.
+        Missing, DatasetError: the data set is not there, or damaged.
+    """
+    old, new = records.folders(before), records.folders(after)
+    if len(old) == len(new) == 1:
+        chosen = [(*old.values(), *new.values())]
+    else:
+        chosen = [(old[cell], new[cell]) for cell in old if cell in new]
+    if not chosen:
+        raise RecordError(
+            f"no cell in common: {before} holds {', '.join(old)}; {after} holds {', '.join(new)}",
+            "name one cell's folder of each, to compare them whatever their cells",
+        )
+    sets: dict[tuple[str, int], Dataset] = {}
+    pairs = [_pair(records.load(one), records.load(other), data_dir, sets) for one, other in chosen]
+    cells = [_cell(pair, verdicts, rows) for pair, verdicts in zip(pairs, judge_all(pairs), strict=True)]
+    compared = {pair.before.record.id for pair in pairs}, {pair.after.record.id for pair in pairs}
+    left = [tuple(cell for cell in run if cell not in seen) for run, seen in zip((old, new), compared, strict=True)]
+    return Report(str(before), str(after), tuple(cells), *left)
+
+
+def _pair(before: Recorded, after: Recorded, data_dir: Path, sets: dict[tuple[str, int], Dataset]) -> Pair:
+    data = before.record.dataset
+    key = data.name, data.images
+    if key not in sets:
+        loaded = load_dataset(data.name, data_dir)
+        sets[key] = loaded.limit(data.images)
+    cell = after.record
+    return Pair(sets[key], before, after, Cell(cell.model, cell.precision, cell.engine).command("accuracy"))
+
+
+def _cell(pair: Pair, verdicts: list[Verdict], rows: int) -> CellReport:
+    comparable = all(verdict.check != "integrity" or verdict.status is Status.PASS for verdict in verdicts)
+    details = _details(pair, rows) if comparable and not pair.comparison.identical else {}
+    before, after = pair.before.record, pair.after.record
+    content: dict[str, Any] = {
+        "accuracy": {name: Change(before.metrics[name], after.metrics[name], None) for name in METRICS},
+        "classes": (),
+        "images": (),
+        **details,
+    }
+    return CellReport(
+        id=after.id,
+        before=before.id,
+        dataset=after.dataset,
+        relation=pair.relation,
+        verdicts=tuple(verdicts),
+        provenance=tuple(differences(_provenance(before), _provenance(after))),
+        **content,
+    )
+
+
+def _details(pair: Pair, rows: int) -> dict[str, Any]:
+    compared = pair.comparison
+    classes = sorted(compared.classes.items(), key=lambda item: -abs(item[1][1] - item[1][0]))
+    names = {record.id: record.path.name for record in pair.dataset.images}
+    return {
+        "accuracy": {
+            name: Change(found.before, found.after, found.interval()) for name, found in compared.differences.items()
+        },
+        "classes": tuple(ClassChange(name, *values) for name, values in classes[:rows]),
+        "images": tuple(
+            ImageRow(names[image.image_id], image.image_id, image.boxes, image.lost, image.won, image.iou)
+            for image in compared.images[:rows]
+        ),
+    }
+
+
+def _provenance(record: Record) -> dict[str, Any]:
+    """What a run was made of and where, one level deep, hashes shortened."""
+    data = record.model_dump(
+        by_alias=True, exclude={"schema_", "id", "metrics", "detections", "dataset", "environment"}
+    )
+    artifacts, options = data.pop("artifacts"), data.pop("options")
+    environment = record.environment
+    return {
+        **data,
+        **{f"{name} file": sha256 and f"{sha256[:SHA_DIGITS]}…" for name, sha256 in artifacts.items()},
+        **{f"option {name}": value for name, value in options.items()},
+        **{f"version of {name}": value for name, value in environment.versions.items()},
+        **{f"device's {name}": value for name, value in environment.device.items()},
+        "python": environment.python,
+        "platform": environment.platform,
+    }
+
+
+# --- rendering
+
+
+def render(report: Report, form: Format, width: int, colour: bool) -> str:
+    """The report in one of FORMATS; `width` and `colour` are the terminal's."""
+    if form == "json":
+        return json.dumps(as_json(report), indent=1, ensure_ascii=False)
+    return _markdown(report) if form == "markdown" else _table(report, width, colour)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Plain data, all of the report."""
+    cells = [
+        {
+            "id": cell.id,
+            "before": cell.before,
+            "dataset": cell.dataset.model_dump(),
+            "relation": cell.relation,
+            "status": cell.status,
+            "accuracy": {name: asdict(change) | {"change": change.change} for name, change in cell.accuracy.items()},
+            "checks": [
+                {
+                    key: verdict.as_json()[key]
+                    for key in ("check", "status", "reason", "figure", "expected", "tolerance")
+                }
+                for verdict in cell.verdicts
+            ],
+            "classes": [asdict(one) for one in cell.classes],
+            "images": [asdict(one) for one in cell.images],
+            "provenance": list(cell.provenance),
+        }
+        for cell in report.cells
+    ]
+    outside = {"only_before": list(report.only_before), "only_after": list(report.only_after)}
+    return {"schema": 1, "before": report.before, "after": report.after, "cells": cells, **outside}
+
+
+SUMMARY = ("cell", "verdict", "AP", "change", "AP50", "change", "failed")
+
+
+def _summary_row(cell: CellReport) -> tuple[str, ...]:
+    row = [cell.title, str(cell.status)]
+    for change in cell.accuracy.values():
+        row += [f"{change.before:.4f} -> {change.after:.4f}", _shown(change)]
+    return (*row, ", ".join(cell.failed) or "–")
+
+
+def _shown(change: Change) -> str:
+    text = f"{change.change:+.4f}"
+    return text if change.interval is None else f"{text} (95 %: {change.interval[0]:+.4f} to {change.interval[1]:+.4f})"
+
+
+def _sections(cell: CellReport) -> list[Section]:
+    """None that is empty."""
+    classes = [
+        (one.name, f"{one.before:.4f} -> {one.after:.4f}", f"{one.after - one.before:+.4f}") for one in cell.classes
+    ]
+    images = [
+        (one.file_name, str(one.boxes), str(one.lost), str(one.won), f"{one.lowest_iou:.3f}") for one in cell.images
+    ]
+    sections: list[Section] = [
+        ("classes that changed most", ("class", "AP", "change"), classes),
+        (IMAGES_HEADING, ("image", "boxes", "lost", "won", "lowest IoU of a pair"), images),
+    ]
+    return [section for section in sections if section[2]]
+
+
+def _notes(report: Report) -> list[str]:
+    found = {report.before: report.only_before, report.after: report.only_after}
+    return [f"only in {run}: {', '.join(cells)}" for run, cells in found.items() if cells]
+
+
+def _table(report: Report, width: int, colour: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=colour, no_color=not colour, highlight=False)
+    for cell in report.cells:
+        console.rule(f"{cell.title}", align="left", style="dim")
+        data = cell.dataset
+        console.print(f"{data.images} images of {data.name}; judged as: {cell.relation}\n")
+        checks = [(v.check, f"[{COLOURS[v.status]}]{v.status}[/]", escape(v.reason)) for v in cell.verdicts]
+        console.print(_grid(("check", "verdict", "figure"), checks))
+        for title, headings, rows in _sections(cell):
+            console.print(f"{title}:")
+            console.print(_grid(headings, [tuple(map(escape, row)) for row in rows]))
+        console.print("what made them differs in:" if cell.provenance else "made of the same, on the same machine")
+        for line in cell.provenance:
+            console.print(f"  {escape(line)}")
+        console.print()
+    for note in _notes(report):
+        console.print(f"{escape(note)}\n")
+    cells = sorted(report.cells, key=lambda cell: GRAVITY.index(cell.status))
+    for cell in cells:
+        console.print(_verdict_lines(cell))
+    if len(cells) > 1:
+        counts = Counter(str(cell.status) for cell in cells)
+        console.print(f"{len(cells)} cells: {', '.join(f'{n} {status}' for status, n in counts.items())}")
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _verdict_lines(cell: CellReport) -> str:
+    """What a person should see last: verdict, AP and AP50 with 95 % intervals of the change, and what else failed."""
+    head = f"[{COLOURS[cell.status]}]{cell.status}[/] {escape(cell.title)}"
+    if cell.verdicts[0].check == "identical":
+        return f"{head}: {cell.verdicts[0].reason}"
+    _, _, ap, ap_change, ap50, ap50_change, _ = map(escape, _summary_row(cell))
+    failed = [v for v in cell.verdicts if v.check in cell.failed]
+    return "\n".join(
+        [
+            f"{head}{': ' if failed else ''}{', '.join(v.check for v in failed)}",
+            f"  AP    {ap}  {ap_change}",
+            f"  AP50  {ap50}  {ap50_change}",
+            *(f"  {v.check}: {escape(v.reason)}" for v in failed if v.check not in METRICS),
+        ]
+    )
+
+
+def _grid(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(report: Report) -> str:
+    lines = [f"`{report.before}` -> `{report.after}`", "", *_markdown_table(SUMMARY, map(_summary_row, report.cells))]
+    for cell in report.cells:
+        checks = [(verdict.check, str(verdict.status), verdict.reason) for verdict in cell.verdicts]
+        lines += ["", f"### {cell.title}", "", f"{cell.dataset.images} images of {cell.dataset.name}; "]
+        lines[-1] += f"judged as: {cell.relation}"
+        lines += ["", *_markdown_table(("check", "verdict", "figure"), checks)]
+        for title, headings, rows in _sections(cell):
+            lines += ["", f"{title}:", "", *_markdown_table(headings, rows)]
+        lines += ["", *(f"- {line}" for line in cell.provenance)]
+    return "\n".join([*lines, "", *_notes(report)]).rstrip()
+
+
+def _markdown_table(headings: Sequence[str], rows: Any) -> list[str]:
+    table = [tuple(headings), ("---",) * len(headings), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
