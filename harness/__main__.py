@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.errors import BaselineError, DetgateError, UsageError
+from harness.judge.verdict import GREEN
+from harness.measure.turns import PAIR_S
 from harness.model.registry import SHIPPED_BASELINES
 
 EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
-EXIT_INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # as a shell has them: 128 + SIGINT, 128 + SIGPIPE
 RESULTS = Path("results/results.json")
 HISTORY = Path("results/history.jsonl")
 FORMATS = ("table", "json", "markdown")
@@ -154,14 +156,15 @@ def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
     compare = commands.add_parser(
         "compare",
-        help="two recorded accuracy runs: what changed, by how much, and whether it is worse",
+        help="two recorded accuracy runs, or the speed of two engines: what changed, and whether it is worse",
         description="Compare the detections of two runs, before and after, cell by cell. A RUN is a folder of records, "
-        "one cell's folder in it, or a results file that has record/ beside it. Exit code: 0 green, 1 worse or "
-        "invalid, 4 wrong input.",
+        "one cell's folder in it, or a results file that has record/ beside it. With --speed, OLD and NEW are cells, "
+        "engine files or virtual environments, and fresh processes of both take turns until the figures decide. "
+        "Exit code: 0 green, 1 worse, invalid or inconclusive, 4 wrong input.",
         epilog="Two runs of one cell each are compared whatever their cells, fp32 with int8 for example.",
     )
-    compare.add_argument("before", type=_path, metavar="RUN_A", help="the run that was good")
-    compare.add_argument("after", type=_path, metavar="RUN_B", help="the run in question")
+    compare.add_argument("before", metavar="RUN_A|OLD", help="the run, or the engine, that was good")
+    compare.add_argument("after", metavar="RUN_B|NEW", help="the run, or the engine, in question")
     compare.add_argument(
         "--data-dir",
         type=_path,
@@ -172,6 +175,21 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
     compare.add_argument(
         "--images", type=_whole_number, default=5, metavar="N", help="classes and images to list (default 5)"
     )
+    speed = compare.add_argument_group("with --speed")
+    speed.add_argument("--speed", action="store_true", help="compare how long a call takes, by 6 to 24 pairs")
+    speed.add_argument("--cell", metavar="CELL", help="what engine files and virtual environments run")
+    for side in ("old", "new"):
+        speed.add_argument(
+            f"--{side}-option", action="append", default=[], metavar="ENGINE.KEY=VALUE", help=f"of the {side} side"
+        )
+    speed.add_argument(
+        "--seconds", type=float, default=PAIR_S, metavar="S", help=f"turns of a pair (default {PAIR_S:g})"
+    )
+    speed.add_argument("--record", type=_path, metavar="FILE", help="keep every pair here (JSON)")
+    speed.add_argument("--batch-size", type=_whole_number, metavar="N", help="images of a call, for both sides")
+    speed.add_argument("--baselines", type=_path, default=SHIPPED_BASELINES, metavar="DIR")
+    speed.add_argument("--checkpoints", type=_path, metavar="DIR", help="env CHECKPOINTS_DIR, default ./checkpoints")
+    speed.add_argument("--cache-dir", type=_path, metavar="DIR", help="default $DETGATE_CACHE or ~/.cache/detgate")
     compare.set_defaults(run=_compare)
 
 
@@ -182,12 +200,33 @@ def _whole_number(text: str) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.speed:
+        return _compare_speed(options)
     from harness.report.compare import compare, render
 
-    report = compare(options.before, options.after, options.data_dir or _data_dir(), options.images)
+    before, after = _path(options.before), _path(options.after)
+    report = compare(before, after, options.data_dir or _data_dir(), options.images)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render(report, options.format, shutil.get_terminal_size((100, 24)).columns, colour))
     return EXIT_OK if report.green else EXIT_DIFFERENT
+
+
+def _compare_speed(options: argparse.Namespace) -> int:
+    from harness.cache import default_directory
+    from harness.report.speed import render
+    from harness.sides.arguments import Places, asked
+    from harness.sides.comparison import compare
+
+    checkpoints = options.checkpoints or _path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints")
+    cache = options.cache_dir or default_directory().expanduser()
+    places = Places(options.baselines, checkpoints, cache, options.batch_size)
+    old = asked(options.before, options.cell, options.old_option, places)
+    new = asked(options.after, options.cell, options.new_option, places)
+    found = compare(old, new, lambda line: print(line, file=sys.stderr, flush=True), options.seconds)
+    if options.record:
+        found.save(options.record)
+    print(render(found, options.format))
+    return EXIT_OK if found.status in GREEN else EXIT_DIFFERENT
 
 
 def _data_dir() -> Path:
@@ -363,6 +402,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DetgateError as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_INPUT
+    except BrokenPipeError:  # who reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except Exception:  # noqa: BLE001  whatever it is, scripts must tell it from a finding (1) and from their input (4)
         traceback.print_exc()
         print("this is a fault of detgate", file=sys.stderr)

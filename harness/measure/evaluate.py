@@ -94,12 +94,22 @@ def evaluate_reference(dataset: Dataset, detections: Detections) -> CocoMetrics:
     Raises:
         EvaluationError: as `evaluate`.
     """
+    evaluator, boxes = reference_evaluator(dataset, detections)
+    return _run(evaluator, dataset, detections, boxes)
+
+
+def reference_evaluator(dataset: Dataset, detections: Detections) -> tuple[Any, int]:
+    """A `COCOeval` of pycocotools for boxes, not yet run; and how many boxes are on the data set's images.
+
+    Raises:
+        EvaluationError: as `evaluate`, but for missing ground truth.
+    """
     from pycocotools.cocoeval import COCOeval
 
     rows = _rows(dataset, detections)
     content = json.loads(dataset.annotation_file.read_bytes())
     evaluator = COCOeval(_reference_coco(content, _truths(content)), _reference_coco(content, _found(rows)), "bbox")
-    return _run(evaluator, dataset, detections, len(rows))
+    return _chosen(evaluator, _image_ids(dataset), dataset.category_ids), len(rows)
 
 
 def _rows(dataset: Dataset, detections: Detections) -> npt.NDArray[np.float64]:

@@ -16,10 +16,12 @@ from harness.judge.sequential import LOOKS, Decision, decide, sign_flip_p
 from harness.judge.verdict import Status
 from harness.measure.turns import Pair, take_turns
 from harness.model.registry import SHIPPED_BASELINES
+from harness.report.speed import render
 from harness.sides.arguments import Places, asked
 from harness.sides.comparison import SpeedComparison, compare, measure, require_comparable
 from harness.sides.process import Prepared, Process, prepare
 from suites.selftest import slow_side
+from suites.selftest.conftest import Command
 
 pytestmark = pytest.mark.selftest
 
@@ -271,3 +273,37 @@ def test_a_cell_beside_itself_passes(places: Places) -> None:
     one = asked(CELL, None, [], places)
     found: SpeedComparison = compare(one, one, print)
     assert found.status is Status.PASS
+
+
+# --- the command
+
+
+def test_the_command_judges_two_cells_and_keeps_every_pair(
+    python_command: Command, session_cache: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "speed.json"
+    words = ["compare", "--speed", CELL, CELL, "--seconds", "0.1", "--record", record, "--cache-dir", session_cache]
+    found = python_command("-m", "harness", *words, "--format", "json")
+    said, kept = json.loads(found.stdout), json.loads(record.read_text(encoding="utf-8"))
+    assert said == kept
+    assert found.returncode == (0 if kept["decision"]["status"] in ("PASS", "IMPROVED") else 1), found.stderr
+    assert len(kept["pairs"]) == kept["decision"]["pairs"] in LOOKS
+    assert [pair["new_first"] for pair in kept["pairs"][:4]] == [False, True, False, True]
+
+
+def test_the_lines_of_a_comparison_name_verdict_interval_and_what_differs(side: Prepared) -> None:
+    other = dataclasses.replace(side, facts={**side.facts, "versions": {"onnxruntime": "1.0"}})
+    pair = Pair(False, (1.0,) * 10, (1.05,) * 10)
+    old, new = ({"label": one.asked.label, **one.facts} for one in (side, other))
+    found = SpeedComparison(old, new, (pair,) * 6, decide([pair.log_ratio] * 6))
+    lines = render(found, "table").splitlines()
+    assert lines[0].startswith(f"REGRESSED {CELL} beside {CELL}: a call takes +5.00% [+5.00%, +5.00%] after 6 pairs")
+    assert any(line.startswith("versions: ") and "-> 1.0" in line for line in lines)
+
+
+@pytest.mark.parametrize("words", [[CELL, "nothing"], [CELL, CELL, "--old-option", "x"]])
+def test_the_command_refuses_what_names_no_side(words: list[str], harness_command: Command) -> None:
+    found = harness_command("compare", "--speed", *words)
+    assert found.returncode == 4
+    assert "mend it:" in found.stderr
+    assert "Traceback" not in found.stderr
