@@ -204,8 +204,11 @@ def _compare(options: argparse.Namespace) -> int:
         return _compare_speed(options)
     from harness.report.compare import compare, render
 
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
     before, after = _path(options.before), _path(options.after)
-    report = compare(before, after, options.data_dir or _data_dir(), options.images)
+    report = compare(before, after, options.data_dir or _data_dir(), options.images, tell)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render(report, options.format, shutil.get_terminal_size((100, 24)).columns, colour))
     return EXIT_OK if report.green else EXIT_DIFFERENT

@@ -102,13 +102,14 @@ class Pair:
         before, after = self.before.record, self.after.record
         if before.dataset.sha256 != after.dataset.sha256:
             raise RecordError(
-                f"{before.id} was run on {_data(before)}, {after.id} on {_data(after)}: wanted the same data",
+                f"the first run, {before.id}, was on {_data(before)}; the second, {after.id}, on {_data(after)}: "
+                "wanted the same data",
                 "run one of them again on the other's data: --dataset, --data-dir, --limit",
             )
         if before.dataset.sha256 != self.dataset.sha256:
             raise RecordError(
-                f"{before.id} was run on {_data(before)}; found {self.dataset.name}, {len(self.dataset.images)} "
-                f"images, {self.dataset.sha256[:12]}…",
+                f"{before.id} was run on {_data(before)}; found {self.dataset.name}, "
+                f"{len(self.dataset.images)} images, {self.dataset.sha256[:12]}…",
                 "give the folder of the data set that it was run on: --data-dir DIR",
             )
 
@@ -158,6 +159,9 @@ class Family:
         at = next(place for place, one in enumerate(self.pairs) if one is pair)
         worse, better = zip(*(_chances(one, metric) for one in self.pairs), strict=True)
         return holm(worse, self.tests)[at], holm(better, self.tests)[at]
+
+
+Check = Callable[[Pair, Family], Verdict]
 
 
 def _chances(pair: Pair, metric: Metric) -> tuple[float, float]:
@@ -263,7 +267,7 @@ def detections(pair: Pair, _family: Family) -> Verdict:
     """AP of the second run's boxes, with the first one's as ground truth."""
     least, found = pair.margins.agreement, pair.comparison.agreement
     if found is None:
-        return _no_boxes(pair, "detections")
+        return _nothing(pair, "detections", f"the first run has no box with a score above {CONFIDENT:g}")
     reason = f"AP {found:.4f} against the boxes of the first run (score > {CONFIDENT:g}), wanted {least:g} or more"
     status = Status.PASS if found >= least else Status.REGRESSED
     return pair.verdict("detections", status, reason, found, 1.0, 1 - least)
@@ -272,7 +276,7 @@ def detections(pair: Pair, _family: Family) -> Verdict:
 def box_bias(pair: Pair, _family: Family) -> Verdict:
     """Boxes are not shifted or scaled: the median change of matched ones."""
     if pair.comparison.bias is None:
-        return _no_boxes(pair, "box_bias")
+        return _nothing(pair, "box_bias", f"no box of the first run (score > {CONFIDENT:g}) has a partner")
     of_side, pixels = pair.comparison.bias
     limit, limit_px = pair.margins.bias, pair.margins.bias_px
     within = bool((abs(of_side) < limit).all() and (abs(pixels) < limit_px).all())
@@ -321,12 +325,12 @@ def _p(chance: float) -> str:
     return "under 1e-6" if chance < 1e-6 else f"{chance:.2g}"
 
 
-def _no_boxes(pair: Pair, check: str) -> Verdict:
-    reason = f"no box of the first run with a score above {CONFIDENT:g} to compare with"
+def _nothing(pair: Pair, check: str, reason: str) -> Verdict:
+    """Nothing to judge by: that must not pass."""
     return Verdict(pair.cell, "against", check, Status.INVALID, reason, remedy=pair.inspect)
 
 
-def _of_boxes(check: Callable[[Pair, Family], Verdict]) -> Callable[[Pair, Family], Verdict]:
+def _of_boxes(check: Check) -> Check:
     """Other weights find other boxes: nothing to judge."""
 
     def judged(pair: Pair, family: Family) -> Verdict:
@@ -338,7 +342,7 @@ def _of_boxes(check: Callable[[Pair, Family], Verdict]) -> Callable[[Pair, Famil
     return judged
 
 
-CHECKS: dict[str, Callable[[Pair, Family], Verdict]] = {
+CHECKS: dict[str, Check] = {
     "integrity": integrity,
     **{metric: partial(average_precision, metric=metric) for metric in METRICS},
     "detections": _of_boxes(detections),

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from harness.report.table import COLOURS
 Format = Literal["table", "json", "markdown"]
 FORMATS: tuple[Format, ...] = ("table", "json", "markdown")
 SHA_DIGITS = 12
+MANY_IMAGES = 2000
 Section = tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]
 """Title, headings and rows of what is listed below a cell's checks."""
 IMAGES_HEADING = f"images with most boxes (score > {CONFIDENT:g}) lost and won"
@@ -114,12 +115,13 @@ class Report:
         return not any(cell.failed for cell in self.cells)
 
 
-def compare(before: Path, after: Path, data_dir: Path, rows: int) -> Report:
+def compare(before: Path, after: Path, data_dir: Path, rows: int, tell: Callable[[str], None]) -> Report:
     """Compare the records of two runs, cell by cell; where both hold one cell, whatever their ids.
 
     Args:
         data_dir: COCO's folder; the embedded images are found without it.
         rows: how many classes and images are listed.
+        tell: told what is going to take minutes.
 
     Raises:
         RecordError: a run that holds no record, a damaged one, no cell in common, or other data.
@@ -137,6 +139,9 @@ def compare(before: Path, after: Path, data_dir: Path, rows: int) -> Report:
         )
     sets: dict[tuple[str, int], Dataset] = {}
     pairs = [_pair(records.load(one), records.load(other), data_dir, sets) for one, other in chosen]
+    for pair in pairs:
+        if len(pair.dataset.images) >= MANY_IMAGES and not pair.comparison.identical:
+            tell(f"{pair.cell}: resampling {len(pair.dataset.images)} images for an interval, which takes minutes")
     cells = [_cell(pair, verdicts, rows) for pair, verdicts in zip(pairs, judge_all(pairs), strict=True)]
     compared = {pair.before.record.id for pair in pairs}, {pair.after.record.id for pair in pairs}
     left = [tuple(cell for cell in run if cell not in seen) for run, seen in zip((old, new), compared, strict=True)]

@@ -288,7 +288,7 @@ def test_boxes_of_other_weights_are_not_judged(dataset: Dataset) -> None:
 
 def test_runs_on_different_data_are_refused(dataset: Dataset) -> None:
     other = shipped().record.dataset.model_copy(update={"sha256": "0" * 64, "images": 12})
-    with pytest.raises(RecordError, match=r"was run on mini, 96 images, .* on mini, 12 images"):
+    with pytest.raises(RecordError, match=r"first run, .*, was on mini, 96 images, .*; the second, .*, on mini, 12 im"):
         Pair(dataset, shipped(), changed(shipped(), shipped().detections, dataset=other), "look")
 
 
@@ -303,10 +303,17 @@ def test_categories_that_the_data_set_lacks_are_invalid(dataset: Dataset) -> Non
     assert judge(Pair(dataset, run, changed(run, strange), "look"), "count").check == "integrity"
 
 
-def test_without_a_confident_box_before_nothing_can_be_judged(dataset: Dataset) -> None:
+@pytest.mark.parametrize("check", ["detections", "box_bias"])
+def test_without_a_confident_box_before_nothing_can_be_judged(dataset: Dataset, check: str) -> None:
     run = shipped()
     unsure = changed(run, replace(run.detections, score=run.detections.score * np.float32(0.1)))
-    assert judge(Pair(dataset, unsure, run, "look"), "detections").status is Status.INVALID
+    assert judge(Pair(dataset, unsure, run, "look"), check).status is Status.INVALID
+
+
+def test_boxes_that_all_lost_their_partner_have_no_bias_to_judge(dataset: Dataset) -> None:
+    run = shipped()
+    far = changed(run, moved(run.detections, run.detections.xywh + np.array([5000, 0, 0, 0])))
+    assert judge(Pair(dataset, run, far, "look"), "box_bias").status is Status.INVALID
 
 
 # --- chance
