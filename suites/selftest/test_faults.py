@@ -10,20 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import Cell, Pipeline, Settings
 from suites.selftest import fakes
+from suites.selftest.faults import graphs
 
 pytestmark = pytest.mark.selftest
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("pisa-mini", "paa-mini")
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -51,47 +49,6 @@ def bench(request: pytest.FixtureRequest, session_cache: Path) -> Bench:
     return Bench(request.param, pipeline.exported(request.param, weights).path, session_cache)
 
 
-def last_convolution(model: onnx.ModelProto, output: str) -> onnx.NodeProto:
-    """The convolution nearest to an output, against the flow."""
-    produced = {name: node for node in model.graph.node for name in node.output}
-    node = produced[output]
-    while node.op_type != "Conv":
-        node = produced[node.input[0]]
-    return node
-
-
-def edit(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Replace one initializer."""
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
-
-
-def scale_box_regression(model: onnx.ModelProto) -> None:
-    convolution = last_convolution(model, "box_8")
-    for name in convolution.input[1:]:
-        edit(model, name, lambda values: values * np.float32(1.2))
-
-
-def swap_two_classes(model: onnx.ModelProto) -> None:
-    def swap(values: np.ndarray) -> np.ndarray:
-        classes = 10
-        by_anchor = values.reshape(-1, classes, *values.shape[1:]).copy()
-        by_anchor[:, [0, 1]] = by_anchor[:, [1, 0]]
-        return by_anchor.reshape(values.shape)
-
-    convolution = last_convolution(model, "cls_8")
-    for name in convolution.input[1:]:
-        edit(model, name, swap)
-
-
-def put_nan_in_one_output(model: onnx.ModelProto) -> None:
-    def first_nan(values: np.ndarray) -> np.ndarray:
-        values.flat[0] = np.nan
-        return values
-
-    edit(model, last_convolution(model, "cls_8").input[2], first_nan)
-
-
 def verdicts(directory: Path, model: str) -> dict[str, object]:
     results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     cell = next(cell for cell in results["cells"] if cell["id"] == f"{model}-fp32-onnxruntime")
@@ -99,7 +56,9 @@ def verdicts(directory: Path, model: str) -> dict[str, object]:
     return accuracy
 
 
-@pytest.mark.parametrize("fault", [scale_box_regression, swap_two_classes])
+@pytest.mark.parametrize(
+    "fault", [graphs.scaled_boxes(1.2), graphs.swap_two_classes], ids=["boxes scaled", "classes swapped"]
+)
 def test_a_fault_in_the_graph_is_a_regression(
     bench: Bench, fault: Callable[[onnx.ModelProto], None], tmp_path: Path
 ) -> None:
@@ -123,7 +82,7 @@ def test_the_graph_without_a_fault_passes(bench: Bench, tmp_path: Path) -> None:
 
 def test_not_a_number_in_one_output_is_invalid(bench: Bench, tmp_path: Path) -> None:
     model = onnx.load(str(bench.graph))
-    put_nan_in_one_output(model)
+    graphs.put_nan_in_one_output(model)
     onnx.save(model, str(tmp_path / "nan.onnx"))
     run = bench.run(tmp_path, "--onnx", str(tmp_path / "nan.onnx"))
     assert run.returncode == 1, run.stdout + run.stderr
