@@ -312,7 +312,15 @@ REPLACED: dict[Callable[[Stage], list[str]], tuple[str, ...]] = {
     engine_swapped_in_the_cache: ("torch", "aotinductor", *GRAPH_ENGINES),
 }
 # Each compiles for half a minute.
-SLOW = {(file_of_other_weights, "aotinductor"), (engine_swapped_in_the_cache, "aotinductor")}
+SLOW = {
+    (lie, "aotinductor")
+    for lie in (
+        file_of_other_weights,
+        file_of_another_model,
+        accelerator_that_falls_back,
+        engine_swapped_in_the_cache,
+    )
+}
 
 
 def case(lie: Callable[[Stage], object], runtime: str, *said: str) -> Any:

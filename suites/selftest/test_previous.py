@@ -24,7 +24,6 @@ pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("previous")]
 
 IMAGES = 96
 FP32, INT8 = "pisa-mini-fp32-onnxruntime", "pisa-mini-int8-onnxruntime"
-MODELS = ("pisa-mini", "paa-mini")
 
 
 @dataclass
@@ -152,7 +151,7 @@ FAULTS: Mapping[str, tuple[Callable[[Detections], Detections], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["pisa-mini", pytest.param("paa-mini", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_caught_by_its_check(runs: Runs, dataset: Dataset, model: str, fault: str) -> None:
     good = shipped() if model == "pisa-mini" else runs("paa-mini-fp32-onnxruntime")

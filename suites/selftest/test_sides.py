@@ -234,6 +234,7 @@ def test_a_side_says_what_ran(side: Prepared) -> None:
     assert len(side.facts["artifacts"]["engine"]) == 64
 
 
+@pytest.mark.slow
 def test_a_real_engine_that_takes_a_third_longer_is_a_regression(
     side: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
