@@ -290,9 +290,13 @@ class Pipeline:
         versions = collect().versions
         return {"step": step, "recipe": RECIPE, **{name: versions.get(name, "none") for name in packages}}
 
+    @_once
+    def _config_digest(self, model: str) -> str:
+        """Of the config as it was read: building a module may change it in place."""
+        return caching.digest({"text": self.config(model).pretty_text})
+
     def _model_identity(self, spec: ModelSpec, weights: Weights) -> dict[str, object]:
-        config = caching.digest({"text": self.config(spec.name).pretty_text})
-        return {"weights": weights.sha256, "config": config, "input": spec.input.model_dump()}
+        return {"weights": weights.sha256, "config": self._config_digest(spec.name), "input": spec.input.model_dump()}
 
     @_once
     def exported(self, model: str, weights: Weights) -> Artifact:
