@@ -21,8 +21,7 @@ from harness.detect.journal import Journal
 from harness.detect.preprocess import preprocess_batch
 from harness.detect.run import Progress, Run, parts_of, run, silent
 from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
-from harness.engines.base import import_fault
-from harness.engines.onnxruntime import refusals
+from harness.engines.reference import require_graph_checks, run_graph
 from harness.environment import collect
 from harness.errors import DetgateError, EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
 from harness.judge import record as records
@@ -47,7 +46,6 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
 RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
-GRAPH_CHECKS_REMEDY = "pip install -e '.[onnxruntime]'"
 JOURNAL = "journal"
 # Relative L2 error of the worst output that a precision explains. Seen on the mini models: fp32 7e-7, fp16 4.6e-4 to
 # 1.2e-3, int8 0.074 to 0.086.
@@ -705,40 +703,6 @@ def sources_digest() -> str:
     """SHA-256 of the code that turns images into detections: a run is not taken up again by other code."""
     room = Path(__file__).parent / "detect"
     return caching.digest({str(file.relative_to(room)): caching.sha256_of(file) for file in room.rglob("*.py")})
-
-
-def require_graph_checks() -> None:
-    """ONNX Runtime, which runs each graph when it is made, is here.
-
-    Raises:
-        Missing: it is not, and so no engine can be built from a graph.
-    """
-    fault = import_fault("onnxruntime")
-    if fault is not None:
-        raise Missing(f"{fault}: it checks every graph that engines are built from", GRAPH_CHECKS_REMEDY)
-
-
-def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray[np.float32]]:
-    """Run an ONNX model on the CPU, for checks between steps; outputs in the graph's order.
-
-    Raises:
-        GraphError: ONNX Runtime refuses the graph, or the graph does not take these images.
-        Missing: ONNX Runtime, which runs these checks, is not installed.
-    """
-    require_graph_checks()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
-    except refusals() as error:
-        raise GraphError(
-            f"onnxruntime does not run the graph on {len(images)} images: {str(error).splitlines()[0]}",
-            "export it again with a dynamic batch and operators that ONNX Runtime has",
-        ) from error
 
 
 def _save(model: "onnx.ModelProto", target: Path) -> None:

@@ -25,6 +25,7 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.engines.torch import DTYPES
 from harness.errors import EngineError
@@ -178,9 +179,7 @@ class _AotInductorSession(Session):
 
     @property
     def package(self) -> Any:
-        if self._package is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._package
+        return opened(self._package)
 
     def _run(self, images: "torch.Tensor") -> "list[torch.Tensor]":
         import torch
@@ -208,7 +207,7 @@ class _AotInductorSession(Session):
     def prepare(self, images: Images) -> Callable[[], None]:
         import torch
 
-        assert self.package
+        opened(self._package)
         resident = torch.from_numpy(images).to(self._device)
         cuda = self._device == "cuda"
 
@@ -225,7 +224,7 @@ class _AotInductorSession(Session):
         return torch.cuda.memory_allocated() if self._device == "cuda" else None
 
     def inspect(self) -> Inspection:
-        assert self.package
+        opened(self._package)
         return self._ran
 
     def close(self) -> None:

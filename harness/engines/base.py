@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from harness.model.graph import Int8Scheme
 from harness.model.registry import ModelSpec, Precision
 from harness.model.work import convolutions_of
 
+T = TypeVar("T")
 Images = npt.NDArray[np.float32]
 Maps = dict[str, npt.NDArray[np.float32]]
 DeviceTimer = Literal["cuda events", "time_evaluator"]
@@ -65,6 +66,17 @@ def _broken(package: str) -> str | None:
     except (ImportError, OSError) as error:  # OSError: a shared library that the package loads itself
         return f"{package} is installed but cannot be imported: {first_line(error)}"
     return None
+
+
+def opened(held: T | None) -> T:
+    """What an open session holds.
+
+    Raises:
+        EngineError: nothing, since the session is closed.
+    """
+    if held is None:
+        raise EngineError("the session is closed", "open the engine again")
+    return held
 
 
 @dataclass(frozen=True)

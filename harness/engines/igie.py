@@ -23,6 +23,7 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.errors import EngineError, Missing
 
@@ -207,9 +208,7 @@ class IgieSession(Session):
         Raises:
             EngineError: the session is closed.
         """
-        if self._executor is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._executor
+        return opened(self._executor)
 
     def _infer(self, images: Images) -> Maps:
         self._upload(images)
@@ -286,12 +285,12 @@ class IgieSession(Session):
 
     def memory(self) -> int | None:
         """None: the executor does not tell what device memory it holds."""
-        assert self.executor is not None
+        opened(self._executor)
         return None
 
     def inspect(self) -> Inspection:
         """The GPU's name. Nothing of IGIE's interface that is known tells what a layer computes in."""
-        assert self.executor is not None
+        opened(self._executor)
         with _told("the GPU does not tell its name", LOOK_AT_DEVICE):
             return Inspection(str(self._device.device_name), None)
 

@@ -27,6 +27,7 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.errors import DetgateError, EngineError, Missing
 from harness.model.graph import Int8Scheme
@@ -395,9 +396,7 @@ class IxrtSession(Session):
         Raises:
             EngineError: the session is closed.
         """
-        if self._context is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._context
+        return opened(self._context)
 
     def _infer(self, images: Images) -> Maps:
         upload, outputs = self._fitting(images), self._host_outputs()
@@ -414,7 +413,7 @@ class IxrtSession(Session):
         Raises:
             EngineError: the engine is closed, takes another input, or lacks outputs of the model.
         """
-        assert self.context is not None
+        opened(self._context)
         inputs = [(port, address) for port, address in zip(self._ports, self._addresses, strict=True) if port.is_input]
         wanted = (self.source.spec.input.name, images.shape)
         if [(port.name, port.shape) for port, _ in inputs] != [wanted] or inputs[0][0].dtype.kind != "f":
@@ -432,7 +431,7 @@ class IxrtSession(Session):
         host = np.ascontiguousarray(images, dtype=port.dtype)
 
         def upload() -> None:
-            assert self.context is not None
+            opened(self._context)
             self._cuda.copy_in(address, host)
 
         return upload
@@ -477,13 +476,13 @@ class IxrtSession(Session):
 
         Other users of the same GPU count too: `cudaMemGetInfo` knows only the whole.
         """
-        assert self.context is not None
+        opened(self._context)
         now = self._cuda.free_bytes()
         return None if now is None or self._free_before is None else self._free_before - now
 
     def inspect(self) -> Inspection:
         """The GPU's name. ixRT's Python package has no engine inspector: nothing is known of its convolutions."""
-        assert self.context is not None
+        opened(self._context)
         name = self._cuda.call("cudaGetDeviceProperties", self._device).name
         return Inspection(name.decode(errors="replace").strip("\0") if isinstance(name, bytes) else str(name), None)
 

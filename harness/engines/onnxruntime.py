@@ -25,6 +25,7 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.errors import EngineError, Missing
 from harness.model.graph import Int8Scheme
@@ -258,9 +259,7 @@ class _OnnxRuntimeSession(Session):
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":
-        if self._session is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._session
+        return opened(self._session)
 
     def _infer(self, images: Images) -> Maps:
         names = list(self.source.shapes)
@@ -301,7 +300,7 @@ class _OnnxRuntimeSession(Session):
         """
         import onnx
 
-        assert self.session
+        opened(self._session)
         if self._provider.compiles:
             return Inspection(self._provider.device, None)
         graph = onnx.load(str(self._file)).graph

@@ -16,6 +16,7 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.errors import EngineError
 from harness.model.registry import Precision
@@ -122,9 +123,7 @@ class _OpenVinoSession(Session):
 
     @property
     def compiled(self) -> "openvino.CompiledModel":
-        if self._compiled is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._compiled
+        return opened(self._compiled)
 
     def _request(self, images: Images) -> "openvino.InferRequest":
         import openvino

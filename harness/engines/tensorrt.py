@@ -28,8 +28,10 @@ from harness.engines.base import (
     Source,
     first_line,
     import_fault,
+    opened,
 )
 from harness.errors import EngineError, Missing, UsageError
+from harness.model.work import convolutions_of
 
 if TYPE_CHECKING:
     import tensorrt
@@ -511,9 +513,7 @@ class _TensorRtSession(Session):
 
     @property
     def _opened(self) -> "tensorrt.ICudaEngine":
-        if self._engine is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._engine
+        return opened(self._engine)
 
     @property
     def _execution(self) -> "tensorrt.IExecutionContext":
@@ -716,7 +716,7 @@ class _TensorRtSession(Session):
         Raises:
             EngineError: as `inspect`.
         """
-        wanted = None if self.source.graph is None else _convolution_names(self.source.graph)
+        wanted = None if self.source.graph is None else list(convolutions_of(self.source.graph).work)
         return _convolution_types(self._layers(), wanted)
 
     def _layers(self) -> list[Layer]:
@@ -756,14 +756,6 @@ class _TensorRtSession(Session):
 
 
 # --- what the inspector says
-
-
-def _convolution_names(path: Path) -> list[str]:
-    """Names of the graph's convolutions, as TensorRT's parser calls them: a node without a name has its output's."""
-    import onnx
-
-    graph: onnx.GraphProto = onnx.load(str(path), load_external_data=False).graph
-    return [node.name or node.output[0] for node in graph.node if node.op_type == "Conv"]
 
 
 def _convolution_types(layers: list[Layer], wanted: list[str] | None) -> dict[str, str]:

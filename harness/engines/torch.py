@@ -6,8 +6,18 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.engines.base import Capabilities, Engine, Images, Inspection, Layer, Maps, Session, Source, import_fault
-from harness.errors import EngineError
+from harness.engines.base import (
+    Capabilities,
+    Engine,
+    Images,
+    Inspection,
+    Layer,
+    Maps,
+    Session,
+    Source,
+    import_fault,
+    opened,
+)
 from harness.model.export import raw_maps, run_module
 from harness.model.mmdet import describe_head, load_config, load_module
 
@@ -61,9 +71,7 @@ class _TorchSession(Session):
 
     @property
     def module(self) -> "nn.Module":
-        if self._module is None:
-            raise EngineError("the session is closed", "open the engine again")
-        return self._module
+        return opened(self._module)
 
     def _infer(self, images: Images) -> Maps:
         return run_module(self.module, self._head, images)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -72,7 +72,7 @@ def _with_status(found: Decision, p_faster: float) -> Decision:
         status = Status.PASS
     elif found.pairs == LOOKS[-1]:
         status = Status.INCONCLUSIVE
-    return Decision(**{**vars(found), "status": status})
+    return replace(found, status=status)
 
 
 def _p_greater(mean: float, error: float, count: int) -> float:

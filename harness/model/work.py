@@ -17,7 +17,7 @@ FUSED = frozenset({"Add", "Clip", "DequantizeLinear", "Mul", "QuantizeLinear", "
 class Convolutions:
     """The convolutions of a graph.
 
-    work: multiply-accumulates of one call, by node name.
+    work: multiply-accumulates of one call, by node name; a node without one goes by its output's, as in TensorRT.
     aliases: names of a convolution's node and output, and of the nodes and outputs fused behind it -> its node name.
     """
 
@@ -50,9 +50,10 @@ def convolutions(model: "onnx.ModelProto") -> Convolutions:
     for node in graph.node:
         if node.op_type == "Conv":
             weight = _dequantised(node.input[1], produced)
-            work[node.name] = prod(shapes[node.output[0]]) * prod(shapes[weight][1:])
+            own = node.name or node.output[0]
+            work[own] = prod(shapes[node.output[0]]) * prod(shapes[weight][1:])
             for name in _names_behind(node, consumers):
-                aliases.setdefault(name, node.name)
+                aliases.setdefault(name, own)
     return Convolutions(work, aliases)
 
 
@@ -71,8 +72,8 @@ def _dequantised(name: str, produced: dict[str, "onnx.NodeProto"]) -> str:
 
 
 def _names_behind(node: "onnx.NodeProto", consumers: dict[str, list["onnx.NodeProto"]]) -> list[str]:
-    names = [node.name, node.output[0]]
+    names = [node.name or node.output[0], node.output[0]]
     while len(consumers[node.output[0]]) == 1 and consumers[node.output[0]][0].op_type in FUSED:
         node = consumers[node.output[0]][0]
-        names += [node.name, node.output[0]]
+        names += [node.name or node.output[0], node.output[0]]
     return names

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,9 +23,9 @@ from harness.judge.record import DatasetIdentity, Record, Recorded
 from harness.judge.verdict import GRAVITY, Status, Verdict, gravest
 from harness.measure.compare import CONFIDENT
 from harness.pipeline import Cell, load_dataset
+from harness.report.grid import Format, markdown_table
 from harness.report.table import COLOURS
 
-Format = Literal["table", "json", "markdown"]
 FORMATS: tuple[Format, ...] = ("table", "json", "markdown")
 SHA_DIGITS = 12
 MANY_IMAGES = 2000
@@ -340,18 +340,14 @@ def _grid(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
 
 
 def _markdown(report: Report) -> str:
-    lines = [f"`{report.before}` -> `{report.after}`", "", *_markdown_table(SUMMARY, map(_summary_row, report.cells))]
+    summary = markdown_table(SUMMARY, [_summary_row(cell) for cell in report.cells])
+    lines = [f"`{report.before}` -> `{report.after}`", "", summary]
     for cell in report.cells:
         checks = [(verdict.check, str(verdict.status), verdict.reason) for verdict in cell.verdicts]
         lines += ["", f"### {cell.title}", "", f"{cell.dataset.images} images of {cell.dataset.name}; "]
         lines[-1] += f"judged as: {cell.relation}"
-        lines += ["", *_markdown_table(("check", "verdict", "figure"), checks)]
+        lines += ["", markdown_table(("check", "verdict", "figure"), checks)]
         for title, headings, rows in _sections(cell):
-            lines += ["", f"{title}:", "", *_markdown_table(headings, rows)]
+            lines += ["", f"{title}:", "", markdown_table(headings, rows)]
         lines += ["", *(f"- {line}" for line in cell.provenance)]
     return "\n".join([*lines, "", *_notes(report)]).rstrip()
-
-
-def _markdown_table(headings: Sequence[str], rows: Any) -> list[str]:
-    table = [tuple(headings), ("---",) * len(headings), *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]

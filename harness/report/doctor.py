@@ -8,13 +8,14 @@ from pathlib import Path
 
 from harness import cache
 from harness.detect.dataset import fetch_command
+from harness.engines.reference import require_graph_checks
 from harness.engines.table import ENGINES, get_engine
 from harness.environment import collect
 from harness.errors import CheckpointError, Missing
 from harness.model.checkpoint import find
 from harness.model.mmdet import INSTALL_MMDET
 from harness.model.registry import ModelSpec, load_models
-from harness.pipeline import EMBEDDED, require_graph_checks
+from harness.pipeline import EMBEDDED
 
 PACKAGES = {
     "torch": "make setup",

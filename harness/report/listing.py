@@ -6,6 +6,7 @@ from typing import Any
 from harness.engines.base import Capabilities
 from harness.engines.table import ENGINES, get_engine
 from harness.model.registry import PRECISIONS, Precision, load_models
+from harness.report.grid import markdown_table
 
 
 def as_json(baselines: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def as_json(baselines: Path) -> dict[str, Any]:
 def engines_table() -> str:
     """Markdown: what each engine can do, from its capabilities; the README holds it."""
     head = ("engine", "runs on", "fp32", "fp16", "int8", "tells what ran", "options", "verified")
-    rows = [head, ("---",) * len(head)]
+    rows = []
     for name in ENGINES:
         engine = get_engine(name)
         able = engine.capabilities
@@ -35,7 +36,7 @@ def engines_table() -> str:
         options = ", ".join(f"`{key}`" for key in able.options) or "–"
         tells = "yes" if able.inspection else "no: proved by effect"
         rows.append((f"`{name}`", able.device, *precisions, tells, options, engine.verified))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)
 
 
 def _support(able: Capabilities, precision: Precision) -> str:

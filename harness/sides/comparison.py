@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def measure(old: Prepared, new: Prepared, tell: Tell, seconds: float = PAIR_S, m
     pairs: list[Pair] = []
     decision = decide([])
     while decision.status is None and len(pairs) < LOOKS[-1]:
-        with old.start() as one, new.start(module) as other:
+        with closing(old.start()) as one, closing(new.start(module)) as other:
             pairs.append(take_turns(one, other, new_first=len(pairs) % 2 == 1, seconds=seconds))
         decision = decide([pair.log_ratio for pair in pairs])
         tell(_progress(decision))

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from harness.errors import EngineError, UsageError
@@ -87,7 +86,7 @@ def prepare(asked: Asked, folder: Path, module: str = MODULE) -> Prepared:
 
 
 class Process:
-    """A running side (`harness.measure.turns.Side`); a context manager that ends its process."""
+    """A running side (`harness.measure.turns.Side`): to be closed, which ends it."""
 
     def __init__(self, command: list[str], label: str) -> None:
         self._label = label
@@ -96,14 +95,6 @@ class Process:
         self._process = subprocess.Popen(
             command, env=_environment(), stdin=pipe, stdout=pipe, stderr=self._errors, text=True, bufsize=1
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def warm_up(self, seconds: float) -> float:
         """See `Side.warm_up`."""

@@ -12,7 +12,7 @@ from harness.measure.throughput import warm_up
 from harness.sides.child import main
 
 VARIABLE = "DETGATE_TEST_DELAY"
-CALIBRATION_S = 1.0
+CALIBRATION_S = 2.0
 
 Call = Callable[[], None]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from harness.engines.reference import run_graph
 from harness.errors import ExportError, GraphError
 from harness.model.export import OPSET, RELATIVE_BOUND, export, raw_maps, run_module
 from harness.model.mmdet import HeadSpec
 from harness.model.parity import deviations, first_shift
-from harness.pipeline import run_graph
 
 pytestmark = pytest.mark.selftest
 

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from harness.engines.reference import run_graph
 from harness.errors import GraphError
 from harness.model import graph
 from harness.model.graph import RELATIVE_BOUND, check_interface, checked, fix_batch, simplify, to_fp16, to_int8
 from harness.model.parity import deviations, first_shift
-from harness.pipeline import run_graph
 
 pytestmark = pytest.mark.selftest
 

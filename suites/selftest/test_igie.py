@@ -17,11 +17,12 @@ from fixtures.cells import Opened
 from harness.engines import Source, igie
 from harness.engines.base import Images, Inspection
 from harness.engines.igie import Igie, IgieSession
+from harness.engines.reference import run_graph
 from harness.errors import DetgateError, EngineError, Missing, UsageError
 from harness.measure.throughput import summarise
 from harness.model.parity import deviations
 from harness.model.registry import Precision
-from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
+from harness.pipeline import Cell, Pipeline, Prepared, Settings
 from suites.selftest.simulated import tvm as simulated
 from suites.selftest.simulated.device import KERNEL_S, Misuse
 from suites.selftest.simulated.tvm import SimulatedIgie, TVMError, installed

@@ -16,11 +16,12 @@ from harness.detect.detections import Detections
 from harness.detect.run import run
 from harness.engines import ENGINES, get_engine
 from harness.engines.base import Capabilities
+from harness.engines.reference import run_graph
 from harness.errors import EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
 from harness.measure.curves import Curves
 from harness.measure.throughput import Speeds, summarise
 from harness.model.checkpoint import RANDOM_WEIGHTS
-from harness.pipeline import CALIBRATION_IMAGES, EMBEDDED, Cell, Pipeline, Prepared, Settings, run_graph
+from harness.pipeline import CALIBRATION_IMAGES, EMBEDDED, Cell, Pipeline, Prepared, Settings
 from harness.report.results import accuracy_facts, cell_names, performance_facts
 from suites.selftest.fakes import FAULTS_VARIABLE, PLUGIN, FakeEngine, FakeSession, Workplace, losing, write_model
 

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def test_a_real_engine_that_takes_a_third_longer_is_a_regression(
 
 def test_a_side_that_dies_is_named_with_its_last_words() -> None:
     with (
-        Process([sys.executable, "-c", "raise SystemExit('out of memory')"], "the new engine") as process,
+        closing(Process([sys.executable, "-c", "raise SystemExit('out of memory')"], "the new engine")) as process,
         pytest.raises(EngineError, match="the new engine: its process ended: out of memory"),
     ):
         process.warm_up(0.1)

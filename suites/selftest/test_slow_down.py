@@ -11,7 +11,7 @@ import pytest
 
 from harness.judge.baseline import SPEED_TOLERANCE
 from harness.model.registry import SHIPPED_BASELINES
-from suites.selftest.delays import VARIABLE
+from suites.selftest.slow_side import VARIABLE
 
 pytestmark = [pytest.mark.selftest, pytest.mark.slow]
 

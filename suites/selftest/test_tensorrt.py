@@ -18,11 +18,12 @@ from fixtures import timing
 from fixtures.cells import Opened
 from harness.engines import tensorrt
 from harness.engines.base import Images, Source
+from harness.engines.reference import run_graph
 from harness.engines.tensorrt import TIMING_SUFFIX, TensorRt, _TensorRtSession
 from harness.errors import DetgateError, EngineError, Missing, UsageError
 from harness.measure.throughput import summarise
 from harness.model.registry import Precision
-from harness.pipeline import Cell, Pipeline, Prepared, Settings, run_graph
+from harness.pipeline import Cell, Pipeline, Prepared, Settings
 from suites.selftest.simulated import cuda
 from suites.selftest.simulated import tensorrt as simulated
 from suites.selftest.simulated.device import KERNEL_S, Device, Misuse, OutOfMemory
