@@ -5,6 +5,9 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.detgate-installed
 GATE_ARGS ?=
 
+# The tests start some hundred processes: what one compiled the next one finds, whatever the caller's environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup gate test proof clean
 setup: $(STAMP)
 
