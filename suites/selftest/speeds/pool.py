@@ -1,0 +1,107 @@
+"""Takes a file of recorded pairs; gives `Pool`: its header and its pairs in the order they were recorded.
+
+JSON lines: the header first, then one pair a line. A line that a killed recorder left unfinished is no pair.
+"""
+
+import gzip
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from harness.errors import ResultsError
+from harness.measure.turns import Pair
+
+SCHEMA = 1
+DECIMALS = 7
+"""Of seconds: the times are kept to a tenth of a microsecond."""
+# What may differ between the parts of one recording.
+FREE = ("note",)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair of fresh processes.
+
+    slow_down: percent that was put into the new side's calls. realised: the percent that it came to by the clock of
+    `slow_side`, None where nothing was put in. at: UTC. took_s: from the start of the processes to their end. load: of
+    the machine over the last minute.
+    """
+
+    slow_down: int
+    realised: float | None
+    pair: Pair
+    at: str
+    took_s: float
+    load: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data of one line."""
+        pair = self.pair.as_json()
+        times = {name: [round(value, DECIMALS) for value in pair[name]] for name in ("old_s", "new_s")}
+        return {
+            "slow_down": self.slow_down,
+            "realised": None if self.realised is None else round(self.realised, 4),
+            **pair,
+            **times,
+            "at": self.at,
+            "took_s": round(self.took_s, 2),
+            "load": round(self.load, 2),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `as_json`."""
+        rest = {name: data[name] for name in ("slow_down", "realised", "at", "took_s", "load")}
+        return cls(pair=Pair.from_json(data), **rest)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A recording: what was measured where, and its pairs."""
+
+    header: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+
+def read(path: Path) -> Pool:
+    """The pool of a file, which may be compressed (`.gz`).
+
+    Raises:
+        ResultsError: it cannot be read, or is no pool of this schema.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = [json.loads(line) for line in data.decode().splitlines(keepends=True) if line.endswith("\n")]
+        if not lines or lines[0].get("schema") != SCHEMA or lines[0].get("kind") != "speed pool":
+            raise ResultsError(f"{path} is no pool of schema {SCHEMA}", "record one: python -m suites.selftest.speeds")
+        return Pool(lines[0], tuple(Entry.from_json(line) for line in lines[1:]))
+    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ResultsError(f"cannot read {path}: {error}", "name a pool that was recorded, or record one") from error
+
+
+def begin(path: Path, header: dict[str, Any]) -> int:
+    """Make the pool, or take up one of the same header behind its last whole line; gives how many pairs it holds.
+
+    Raises:
+        ResultsError: it was recorded on another device or with other settings.
+    """
+    if not path.exists() or b"\n" not in path.read_bytes():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return 0
+    pool = read(path)
+    names = sorted((pool.header.keys() | header.keys()) - set(FREE))
+    differing = [name for name in names if pool.header.get(name) != header.get(name)]
+    if differing:
+        found = "; ".join(f"{name}: {pool.header.get(name)} -> {header.get(name)}" for name in differing)
+        raise ResultsError(f"{path} was recorded otherwise: {found}", "give another file: --pool FILE")
+    os.truncate(path, path.read_bytes().rindex(b"\n") + 1)
+    return len(pool.entries)
+
+
+def append(path: Path, entry: Entry) -> None:
+    """Add a pair."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(entry.as_json()) + "\n")
