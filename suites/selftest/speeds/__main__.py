@@ -1,10 +1,13 @@
-"""`python -m suites.selftest.speeds record`: the recordings that the proof of the speed gate is made from.
+"""`python -m suites.selftest.speeds record | judge`: the proof that the speed gate sees slow-downs and nothing else.
 
-`record` adds pairs of fresh processes of one engine to a pool. About two hours for all; ended and started again, it
-goes on where it was.
+`record` adds pairs of fresh processes of one engine to a pool: about two hours for all; ended and started again, it
+goes on where it was. With `--hog --slow-downs 0` a busy process runs beside them: a pool of its own.
+`judge` draws comparisons from the pools, asks our rule and its rivals about them, writes baselines/proof/speed.json and
+says which of the targets are met: a few minutes.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -15,15 +18,17 @@ from typing import Any
 
 from harness.cache import default_directory
 from harness.errors import DetgateError
+from harness.files import write_atomically
 from harness.measure.turns import PAIR_S
 from harness.model.registry import SHIPPED_BASELINES
 from harness.sides.arguments import Places, asked
 from harness.sides.process import Prepared, prepare
 from suites.selftest.speeds import pool
+from suites.selftest.speeds.proof import prove
 from suites.selftest.speeds.record import PARTS, PLAN, SEED, Stop, hog, measured, order, record
 
 PROOF = SHIPPED_BASELINES / "proof"
-POOL = PROOF / "speed_pool.jsonl"
+POOL, HOG_POOL, OUT = (PROOF / name for name in ("speed_pool.jsonl", "speed_pool_hog.jsonl", "speed.json"))
 CELL = "pisa-mini-fp32-onnxruntime"
 THREADS = 1
 BATCH = 4
@@ -35,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m suites.selftest.speeds", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    actions = parser.add_subparsers(required=True, metavar="record")
+    actions = parser.add_subparsers(required=True, metavar="record | judge")
     recorder = actions.add_parser("record", help="add pairs to a pool")
     recorder.set_defaults(action=_record)
     recorder.add_argument("--pool", type=Path, default=POOL, metavar="FILE", help="default: %(default)s")
@@ -46,6 +51,11 @@ def main() -> int:
     recorder.add_argument("--note", default="", metavar="TEXT", help="kept in the pool: what else the machine does")
     recorder.add_argument("--pause-while", type=Path, metavar="FILE", help="measure nothing while it exists")
     recorder.add_argument("--cache-dir", type=Path, default=default_directory().expanduser(), metavar="DIR")
+    judge = actions.add_parser("judge", help="judge the pools and write the proof")
+    judge.set_defaults(action=_judge)
+    judge.add_argument("--pool", type=Path, default=POOL, metavar="FILE", help="default: %(default)s")
+    judge.add_argument("--hog-pool", type=Path, default=HOG_POOL, metavar="FILE", help="default: %(default)s")
+    judge.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default: %(default)s")
     options = parser.parse_args()
     try:
         return int(options.action(options))
@@ -66,6 +76,17 @@ def _record(options: argparse.Namespace) -> int:
         tell = partial(print, file=sys.stderr, flush=True)
         record(options.pool, partial(measured, side), order(options.slow_downs), done, pairs, stop, tell)
     return 0
+
+
+def _judge(options: argparse.Namespace) -> int:
+    """1 where a target is missed."""
+    hog_pool = pool.read(options.hog_pool) if options.hog_pool.exists() else None
+    proof = prove(pool.read(options.pool), hog_pool, partial(print, file=sys.stderr, flush=True))
+    write_atomically(options.out, json.dumps(proof.as_json(), indent=1) + "\n")
+    print(f"{proof.tables()}\n")
+    for target in proof.targets():
+        print(f"{'met' if target.met else 'MISSED'}: wanted {target.wanted}; found {target.found}")
+    return 0 if all(target.met for target in proof.targets()) else 1
 
 
 def _header(side: Prepared, options: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 JSON lines: the header first, then one pair a line. A line that a killed recorder left unfinished is no pair.
 """
 
-import gzip
 import json
 import os
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from harness.errors import ResultsError
 from harness.measure.turns import Pair
 
 SCHEMA = 1
+KIND = "speed pool"
+RECORD = "record one: python -m suites.selftest.speeds record --pool FILE"
 DECIMALS = 7
 """Of seconds: the times are kept to a tenth of a microsecond."""
 # What may differ between the parts of one recording.
@@ -66,28 +67,28 @@ class Pool:
 
 
 def read(path: Path) -> Pool:
-    """The pool of a file, which may be compressed (`.gz`).
+    """The pool of a file.
 
     Raises:
         ResultsError: it cannot be read, or is no pool of this schema.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = [json.loads(line) for line in data.decode().splitlines(keepends=True) if line.endswith("\n")]
-        if not lines or lines[0].get("schema") != SCHEMA or lines[0].get("kind") != "speed pool":
-            raise ResultsError(f"{path} is no pool of schema {SCHEMA}", "record one: python -m suites.selftest.speeds")
+        text = path.read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if not lines or (lines[0]["schema"], lines[0]["kind"]) != (SCHEMA, KIND):
+            raise ResultsError(f"{path} is no {KIND} of schema {SCHEMA}", RECORD)
         return Pool(lines[0], tuple(Entry.from_json(line) for line in lines[1:]))
-    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ResultsError(f"cannot read {path}: {error}", "name a pool that was recorded, or record one") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"cannot read {path}: {type(error).__name__} {error}", RECORD) from error
 
 
 def begin(path: Path, header: dict[str, Any]) -> int:
     """Make the pool, or take up one of the same header behind its last whole line; gives how many pairs it holds.
 
     Raises:
-        ResultsError: it was recorded on another device or with other settings.
+        ResultsError: it is no pool, or was recorded on another device or with other settings.
     """
-    if not path.exists() or b"\n" not in path.read_bytes():
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return 0
