@@ -1,6 +1,6 @@
 """A pytest plugin (`-p suites.selftest.delays`): every timed call of ONNX Runtime takes DETGATE_TEST_DELAY longer.
 
-The delay is that of `slow_side`, calibrated when the session is prepared.
+The delay is that of `slow_side`, calibrated on each call.
 """
 
 from collections.abc import Callable

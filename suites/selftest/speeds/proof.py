@@ -147,7 +147,9 @@ def prove(pool: Pool, hog_pool: Pool | None, tell: Tell, comparisons: int = COMP
         tell(f"{name}: {comparisons} comparisons of each slow-down")
         rules[name] = {percent: shares(rule, pool.entries, percent, comparisons) for percent in (0, *SEEN)}
     ramp = {name: shares(warming(rule), pool.entries, 0, comparisons) for name, rule in RULES.items()}
-    hog = hog_pool and {name: shares(rule, hog_pool.entries, 0, comparisons) for name, rule in RULES.items()}
+    hog = None
+    if hog_pool is not None:
+        hog = {name: shares(rule, hog_pool.entries, 0, comparisons) for name, rule in RULES.items()}
     return Proof(pool, hog_pool, rules, ramp, hog)
 
 

@@ -158,7 +158,7 @@ def _interval_of_medians(old_s: Seconds, new_s: Seconds) -> tuple[float, float]:
         ratio: Seconds = np.median(new, axis=axis) / np.median(old, axis=axis) - 1
         return ratio
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         for method in ("BCa", "percentile"):
             found = stats.bootstrap(

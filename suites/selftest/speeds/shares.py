@@ -70,7 +70,8 @@ def shares(rule: Rule, entries: Sequence[Entry], slow_down: int, comparisons: in
         ResultsError: too few pairs for one comparison.
     """
     items = list(islice(rule.items(entries, slow_down), comparisons * rule.most))
-    if min(Counter(item.new_first for item in items).values(), default=0) < rule.most // 2 or not items:
+    of_order = [sum(item.new_first is new_first for item in items) for new_first in (False, True)]
+    if not items or min(of_order) < rule.most // 2:
         raise ResultsError(
             f"wanted at least {rule.most} pairs of a slow-down of {slow_down} %, found {len(items)}",
             "record more: python -m suites.selftest.speeds record",
