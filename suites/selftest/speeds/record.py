@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -87,7 +88,7 @@ def record(
         pool.append(path, entry)
         left_s = (time.monotonic() - start) / count * (pairs - done - count)
         tell(
-            f"pair {done + count} of {pairs}: {slow_down} % slower, {entry.pair.log_ratio:+.2%} found, "
+            f"pair {done + count} of {pairs}: {slow_down} % slower, {math.expm1(entry.pair.log_ratio):+.2%} found, "
             f"{entry.took_s:.1f} s; {datetime.timedelta(seconds=round(left_s))} left"
         )
 
