@@ -615,7 +615,7 @@ def test_random_weights_need_the_model_to_be_named(accepted: Workplace) -> None:
 
 @pytest.fixture(scope="module")
 def two_workers(accepted: Workplace) -> Outcome:
-    return run(accepted, "-m", "accuracy", "-n", "2", cache_dir=accepted.root / "fresh-cache")
+    return run(accepted, "-m", "accuracy", "-n", "2", "-v", cache_dir=accepted.root / "fresh-cache")
 
 
 def test_two_workers_find_what_one_process_finds(two_workers: Outcome, accuracy_again: Outcome) -> None:
@@ -632,6 +632,12 @@ def test_two_workers_report_in_the_order_of_one_process(two_workers: Outcome, ac
 
 def test_two_workers_build_each_engine_once(two_workers: Outcome) -> None:
     assert "engines: 2 built, 0 from the cache" in two_workers.text
+
+
+def test_one_worker_has_all_tests_of_a_cell(two_workers: Outcome) -> None:
+    found = re.findall(r"\[(gw\d)\].* PASSED .*test_map\[(.*)-map_50(?:_95)?\]", two_workers.text)
+    assert sorted(cell for _, cell in found) == sorted([FP32, FP16] * 2)
+    assert len({cell for _, cell in found}) == len(set(found))
 
 
 def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
