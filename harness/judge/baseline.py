@@ -20,6 +20,8 @@ SPEED_TOLERANCE = 0.05
 SPREADS = 3
 MAXIMUM_SPREAD = 0.05
 LEAST_PROCESSES = 10
+# AP below it is 0.000 in any table: a run that found nothing right, and later runs could be no worse.
+LEAST_AP = 0.0005
 SCHEMA_FILE = "recorded.schema.json"
 # Stands in the commands that messages print; not a reason.
 PLACEHOLDER = "WHY"
@@ -52,7 +54,7 @@ class Accuracy(AccuracyKey):
 
     dataset_name: str
     images: int = Field(ge=1)
-    map_50_95: Fraction
+    map_50_95: Annotated[Fraction, Field(ge=LEAST_AP)]
     map_50: Fraction
     accepted: Acceptance
 
@@ -266,11 +268,12 @@ def accept_accuracy(baselines: Path, model: str, cell: str, figures: dict[str, A
     """Record a proposed accuracy, replacing the entry for the same precision, data set and weights.
 
     Raises:
-        BaselineError: the proposal lacks a figure, or the reason is empty.
+        BaselineError: the proposal lacks a figure, its AP is 0.000, or the reason is empty.
         SpecError: the recorded file is broken.
     """
     recorded = load_recorded(baselines, model)
     try:
+        _require_found(cell, figures["map_50_95"])
         key = AccuracyKey(**{name: figures[name] for name in AccuracyKey.model_fields})
         old = recorded.find_accuracy(key)
         previous = {"map_50_95": old.map_50_95, "map_50": old.map_50} if old else None
@@ -282,6 +285,15 @@ def accept_accuracy(baselines: Path, model: str, cell: str, figures: dict[str, A
     others = tuple(item for item in recorded.accuracy if item.key != key)
     _save(baselines, recorded.model_copy(update={"accuracy": (*others, entry)}))
     return entry
+
+
+def _require_found(cell: str, ap: float) -> None:
+    if 0 <= ap < LEAST_AP:
+        raise BaselineError(
+            f"{cell}: wanted an AP that is not 0.000, found {ap:.6f}: no later run could be worse than this baseline",
+            "run the cell on another engine too (`pytest -m accuracy --engine torch`); where that finds nothing either, "
+            "look at the checkpoint, the classes and the input in the model's JSON, and at the images",
+        )
 
 
 def accept_speed(

@@ -497,6 +497,18 @@ def test_a_proposal_with_impossible_figures_is_not_accepted(baselines: Path, cha
         accept(baselines, **change)
 
 
+@pytest.mark.parametrize("ap", [0.0, 0.000499])
+def test_an_ap_of_zero_is_not_accepted(baselines: Path, ap: float) -> None:
+    with pytest.raises(BaselineError, match=r"wanted an AP that is not 0\.000, found 0\.000") as refused:
+        accept(baselines, map_50_95=ap)
+    assert "--engine torch" in refused.value.remedy
+    assert not baseline.recorded_file(baselines, "pisa").exists()
+
+
+def test_an_ap_that_is_just_more_than_zero_is_accepted(baselines: Path) -> None:
+    assert accept(baselines, map_50_95=0.0005).map_50_95 == 0.0005
+
+
 def test_a_baseline_that_cannot_be_written_is_an_error(baselines: Path) -> None:
     (baselines / "recorded").write_text("a file where the folder should be")
     with pytest.raises(BaselineError, match=r"cannot write .*pisa\.json"):
@@ -531,6 +543,10 @@ def few_processes(content: dict[str, Any]) -> None:
     content["speed"][0] |= {"tolerance": 0.12, "spread": {"processes": 3, "deviation": 0.04}}
 
 
+def found_nothing(content: dict[str, Any]) -> None:
+    content["accuracy"][0]["map_50_95"] = 0.0
+
+
 def wrong_type(content: dict[str, Any]) -> None:
     content["speed"][0]["fps"] = "fast"
 
@@ -547,6 +563,7 @@ def other_schema(content: dict[str, Any]) -> None:
         (unknown_key, "key 'comment': unknown key"),
         (no_reason, "key 'accuracy.0.accepted.reason'"),
         (wrong_type, "key 'speed.0.fps'"),
+        (found_nothing, "key 'accuracy.0.map_50_95': Input should be greater than or equal to 0.0005"),
         (looser_speed, "tolerance: wanted at most 5.0% (the spread is not measured), found 10.0%"),
         (far_looser_speed, "key 'speed.0.tolerance': Input should be less than or equal to 0.15"),
         (few_processes, "key 'speed.0.spread.processes': Input should be greater than or equal to 10"),
