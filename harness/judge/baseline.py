@@ -291,7 +291,7 @@ def _require_found(cell: str, ap: float) -> None:
     if 0 <= ap < LEAST_AP:
         raise BaselineError(
             f"{cell}: wanted an AP that is not 0.000, found {ap:.6f}: no later run could be worse than this baseline",
-            "run the cell on another engine too (`pytest -m accuracy --engine torch`); where that finds nothing either, "
+            "run the cell on another engine too (`pytest -m accuracy --engine torch`); where that finds nothing either "
             "look at the checkpoint, the classes and the input in the model's JSON, and at the images",
         )
 

@@ -259,7 +259,7 @@ def average_precision(pair: Pair, family: Family, metric: Metric) -> Verdict:
         if min(worse, better) < ALPHA:
             status = Status.REGRESSED if worse < better else Status.IMPROVED
         else:
-            reason += f": may be chance, {ALPHA:g} is wanted"
+            reason += f": may be chance, p < {ALPHA:g} fails"
     return pair.verdict(metric, status, reason, after, before, margin)
 
 

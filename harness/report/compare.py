@@ -18,7 +18,7 @@ from harness.environment import differences
 from harness.errors import RecordError
 from harness.judge import record as records
 from harness.judge.accuracy import METRICS
-from harness.judge.previous import Pair, Relation, judge_all
+from harness.judge.previous import ALPHA, Pair, Relation, judge_all
 from harness.judge.record import DatasetIdentity, Record, Recorded
 from harness.judge.verdict import GRAVITY, Status, Verdict, gravest
 from harness.measure.compare import CONFIDENT
@@ -71,7 +71,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class CellReport:
-    """All that is shown of one pair of records."""
+    """All that is shown of one pair of records; `boxes` counts those with a score above CONFIDENT, before and after."""
 
     id: str
     before: str
@@ -79,6 +79,7 @@ class CellReport:
     relation: Relation
     verdicts: tuple[Verdict, ...]
     accuracy: dict[str, Change]
+    boxes: tuple[int, int]
     classes: tuple[ClassChange, ...]
     images: tuple[ImageRow, ...]
     provenance: tuple[str, ...]
@@ -174,6 +175,7 @@ def _cell(pair: Pair, verdicts: list[Verdict], rows: int) -> CellReport:
         dataset=after.dataset,
         relation=pair.relation,
         verdicts=tuple(verdicts),
+        boxes=(len(pair.before.detections.above(CONFIDENT)), len(pair.after.detections.above(CONFIDENT))),
         provenance=tuple(differences(_provenance(before), _provenance(after))),
         **content,
     )
@@ -233,6 +235,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "relation": cell.relation,
             "status": cell.status,
             "accuracy": {name: asdict(change) | {"change": change.change} for name, change in cell.accuracy.items()},
+            "boxes": {"score_above": CONFIDENT, "before": cell.boxes[0], "after": cell.boxes[1]},
             "checks": [
                 {
                     key: verdict.as_json()[key]
@@ -280,6 +283,10 @@ def _sections(cell: CellReport) -> list[Section]:
     return [section for section in sections if section[2]]
 
 
+def _made(cell: CellReport) -> str:
+    return "what made them differs in:" if cell.provenance else "made of the same, on the same machine"
+
+
 def _notes(report: Report) -> list[str]:
     found = {report.before: report.only_before, report.after: report.only_after}
     return [f"only in {run}: {', '.join(cells)}" for run, cells in found.items() if cells]
@@ -295,9 +302,9 @@ def _table(report: Report, width: int, colour: bool) -> str:
         checks = [(v.check, f"[{COLOURS[v.status]}]{v.status}[/]", escape(v.reason)) for v in cell.verdicts]
         console.print(_grid(("check", "verdict", "figure"), checks))
         for title, headings, rows in _sections(cell):
-            console.print(f"{title}:")
+            console.print(f"\n{title}:")
             console.print(_grid(headings, [tuple(map(escape, row)) for row in rows]))
-        console.print("what made them differs in:" if cell.provenance else "made of the same, on the same machine")
+        console.print(f"\n{_made(cell)}")
         for line in cell.provenance:
             console.print(f"  {escape(line)}")
         console.print()
@@ -313,20 +320,36 @@ def _table(report: Report, width: int, colour: bool) -> str:
 
 
 def _verdict_lines(cell: CellReport) -> str:
-    """What a person should see last: verdict, AP and AP50 with 95 % intervals of the change, and what else failed."""
+    """What a person should see last: verdict, what changed and by how much, and what else failed."""
     head = f"[{COLOURS[cell.status]}]{cell.status}[/] {escape(cell.title)}"
     if cell.verdicts[0].check == "identical":
         return f"{head}: {cell.verdicts[0].reason}"
-    _, _, ap, ap_change, ap50, ap50_change, _ = map(escape, _summary_row(cell))
-    failed = [v for v in cell.verdicts if v.check in cell.failed]
+    failed = [verdict for verdict in cell.verdicts if verdict.check in cell.failed]
     return "\n".join(
         [
-            f"{head}{': ' if failed else ''}{', '.join(v.check for v in failed)}",
-            f"  AP    {ap}  {ap_change}",
-            f"  AP50  {ap50}  {ap50_change}",
-            *(f"  {v.check}: {escape(v.reason)}" for v in failed if v.check not in METRICS),
+            f"{head}{': ' if failed else ''}{', '.join(verdict.check for verdict in failed)}",
+            *(line for name, change in cell.accuracy.items() for line in _changed(cell, name, change)),
+            f"  boxes  {cell.boxes[0]} -> {cell.boxes[1]}  {cell.boxes[1] - cell.boxes[0]:+d} (score > {CONFIDENT:g})",
+            *(f"  class  {_moved(one.before, one.after)} {escape(one.name)}, the most" for one in cell.classes[:1]),
+            *(f"  {verdict.check}: {escape(verdict.reason)}" for verdict in failed if verdict.check not in METRICS),
         ]
     )
+
+
+def _changed(cell: CellReport, name: str, change: Change) -> list[str]:
+    """AP or AP50 before, after and the change; and why it passes where it fell by its margin or more."""
+    label = {"map_50_95": "AP", "map_50": "AP50"}[name]
+    line = f"  {label:<5}  {change.before:.4f} -> {change.after:.4f}  {_shown(change)}"
+    beyond = [
+        f"         beyond its margin of {verdict.tolerance:g}, but p < {ALPHA:g} is wanted: may be chance"
+        for verdict in cell.verdicts
+        if (verdict.check, verdict.status) == (name, Status.PASS) and -change.change >= (verdict.tolerance or 0)
+    ]
+    return [line, *beyond]
+
+
+def _moved(before: float, after: float) -> str:
+    return f"{before:.4f} -> {after:.4f}  {after - before:+.4f}"
 
 
 def _grid(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
@@ -349,5 +372,5 @@ def _markdown(report: Report) -> str:
         lines += ["", markdown_table(("check", "verdict", "figure"), checks)]
         for title, headings, rows in _sections(cell):
             lines += ["", f"{title}:", "", markdown_table(headings, rows)]
-        lines += ["", *(f"- {line}" for line in cell.provenance)]
+        lines += ["", _made(cell), "", *(f"- {line}" for line in cell.provenance)]
     return "\n".join([*lines, "", *_notes(report)]).rstrip()

@@ -14,7 +14,7 @@ from harness.__main__ import main
 from harness.detect.detections import Detections
 from harness.judge import record as records
 from harness.judge.record import DETECTIONS, RECORD
-from suites.selftest.conftest import RECORDS
+from suites.selftest.conftest import CHECKOUT, RECORDS
 
 pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("compare")]
 
@@ -72,13 +72,26 @@ def test_the_shipped_records_of_fp32_and_int8_are_compared(said: Callable[..., S
     assert "  precision: fp32 -> int8" in text
 
 
-def test_it_ends_in_verdict_and_change_with_its_interval(said: Callable[..., Said]) -> None:
-    last = said(RECORDS / FP32, RECORDS / INT8)[1].splitlines()[-3:]
-    assert last == [
-        f"PASS {FP32} -> {INT8}",
-        "  AP    0.4385 -> 0.4331  -0.0054 (95 %: -0.0104 to -0.0003)",
-        "  AP50  0.6657 -> 0.6646  -0.0011 (95 %: -0.0067 to +0.0045)",
-    ]
+END = [
+    f"PASS {FP32} -> {INT8}",
+    "  AP     0.4385 -> 0.4331  -0.0054 (95 %: -0.0104 to -0.0003)",
+    "         beyond its margin of 0.005, but p < 0.01 is wanted: may be chance",
+    "  AP50   0.6657 -> 0.6646  -0.0011 (95 %: -0.0067 to +0.0045)",
+    "  boxes  973 -> 1052  +79 (score > 0.3)",
+    "  class  0.5849 -> 0.5660  -0.0190 red disc, the most",
+]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_it_ends_in_verdict_and_what_changed_by_how_much(
+    said: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert said(RECORDS / FP32, RECORDS / INT8)[1].splitlines()[-len(END) :] == END
+
+
+def test_the_readme_shows_that_end() -> None:
+    assert "\n".join(END) in (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_is_worse_ends_in_the_checks_that_failed(said: Callable[..., Said], worse: Path) -> None:
@@ -115,12 +128,14 @@ def test_json_holds_figures_checks_and_provenance(said: Callable[..., Said], wor
     assert found["interval"][0] < found["change"] == found["after"] - found["before"] < found["interval"][1] < 0
     assert {check["check"]: check["status"] for check in cell["checks"]}["count"] == "REGRESSED"
     assert [check["check"] for check in same["checks"]] == ["identical"]
+    assert cell["boxes"] == {"score_above": 0.3, "before": 973, "after": 973}
 
 
 def test_markdown_is_tables_of_equal_rows(said: Callable[..., Said]) -> None:
     text = said(RECORDS / FP32, RECORDS / INT8, "--format", "markdown")[1]
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| cell | verdict | AP | change | AP50 | change | failed |"
+    assert "what made them differs in:\n\n- engine file: " in text
     assert rows[2].startswith(f"| {FP32} -> {INT8} | PASS | 0.4385 -> 0.4331 | -0.0054 (95 %: -0.0104 to -0.0003) |")
     tables = [table.splitlines() for table in text.split("\n\n") if table.startswith("|")]
     assert [len({row.count("|") for row in table}) for table in tables] == [1, 1, 1, 1]
