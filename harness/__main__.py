@@ -159,7 +159,8 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="two recorded accuracy runs, or the speed of two engines: what changed, and whether it is worse",
         description="Compare the detections of two runs, before and after, cell by cell. A RUN is a folder of records, "
         "one cell's folder in it, or a results file that has record/ beside it. With --speed, OLD and NEW are cells, "
-        "engine files or virtual environments, and fresh processes of both take turns until the figures decide. "
+        "engine files or virtual environments, and fresh processes of both take turns until the figures decide; two "
+        "files that it kept (--record) are compared where both were measured beside the same old engine. "
         "Exit code: 0 green, 1 worse, invalid or inconclusive, 4 wrong input.",
         epilog="Two runs of one cell each are compared whatever their cells, fp32 with int8 for example.",
     )
@@ -200,6 +201,10 @@ def _whole_number(text: str) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from harness.judge.record import of_speed
+
+    if of_speed(_path(options.before)) and of_speed(_path(options.after)):
+        return _compare_speed_records(options)
     if options.speed:
         return _compare_speed(options)
     from harness.report.compare import compare, render
@@ -212,6 +217,15 @@ def _compare(options: argparse.Namespace) -> int:
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(render(report, options.format, shutil.get_terminal_size((100, 24)).columns, colour))
     return EXIT_OK if report.green else EXIT_DIFFERENT
+
+
+def _compare_speed_records(options: argparse.Namespace) -> int:
+    from harness.report.speed import render_records
+    from harness.sides.kept import compare_records
+
+    found = compare_records(_path(options.before), _path(options.after))
+    print(render_records(found, options.format))
+    return EXIT_OK if found.status in GREEN else EXIT_DIFFERENT
 
 
 def _compare_speed(options: argparse.Namespace) -> int:

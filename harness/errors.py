@@ -105,7 +105,7 @@ class ResultsError(DetgateError):
 
 
 class RecordError(DetgateError):
-    """A run's record that is not there, damaged, or of another data set than it is compared on."""
+    """A run's record that is not there, damaged, or of other data or another device than it is compared with."""
 
     stage = "record"
 

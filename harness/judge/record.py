@@ -134,10 +134,15 @@ def folders(run: Path) -> dict[str, Path]:
     """The record folders of a run by cell id: `run` is one, holds some, has them in `record/`, or is a results file.
 
     Raises:
-        RecordError: nothing is there, no record is there, or two are of one cell.
+        RecordError: nothing is there, no record is there, two are of one cell, or it is a record of speed.
     """
     if not run.exists():
         raise RecordError(f"no run {run}", "give a record folder, or a results file with record/ beside it")
+    if of_speed(run):
+        raise RecordError(
+            f"{run} is a record of speed; wanted one of an accuracy run",
+            "give a record folder, or a results file with record/ beside it; two records of speed can be compared too",
+        )
     places = [run, *_below(run), *_below(run / FOLDER)] if run.is_dir() else _below(run.parent / FOLDER)
     found = [place for place in places if (place / RECORD).is_file()]
     if not found:
@@ -163,15 +168,34 @@ def _no_record(run: Path, places: list[Path]) -> str:
     return f"no record in {where}: wanted {RECORD} and {DETECTIONS} there, or in folders below"
 
 
-def _read(path: Path) -> Record:
+def of_speed(run: Path) -> bool:
+    """Whether `run` is a file that `compare --speed --record` wrote.
+
+    Raises:
+        RecordError: it is cut short.
+    """
+    if run.suffix != ".json" or not run.is_file():
+        return False
+    data = read_json(run, "copy the whole file again")
+    return isinstance(data, dict) and data.get("kind") == "speed"
+
+
+def read_json(path: Path, again: str) -> Any:
+    """What a file of a record holds; `again` is the remedy where it is damaged.
+
+    Raises:
+        RecordError: it cannot be read, or is no JSON.
+    """
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecordError(
-            f"{path.parent} is no record: cannot read {path.name}: {error.strerror}", f"make one: {_MAKE}"
-        ) from error
+        raise RecordError(f"cannot read {path}: {error.strerror}", again) from error
     except ValueError as error:  # JSON or UTF-8
-        raise RecordError(f"{path} is cut short or was edited: {error}", f"make the record again: {_MAKE}") from error
+        raise RecordError(f"{path} is cut short or was edited: {error}", again) from error
+
+
+def _read(path: Path) -> Record:
+    data = read_json(path, f"make the record again: {_MAKE}")
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise RecordError(

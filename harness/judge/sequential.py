@@ -48,7 +48,7 @@ def decide(log_ratios: Sequence[float]) -> Decision:
         return Decision(None, count, math.expm1(mean), -math.inf, math.inf, 1.0)
     error = float(values.std(ddof=1)) / math.sqrt(count)
     reach = float(stats.t.ppf(CONFIDENCE, count - 1)) * error
-    p_slower = _p_greater(mean, error, count)
+    p_slower = _p_greater(mean, error, count - 1)
     found = Decision(
         status=None,
         pairs=count,
@@ -59,7 +59,30 @@ def decide(log_ratios: Sequence[float]) -> Decision:
     )
     if count not in LOOKS:
         return found
-    return _with_status(found, p_faster=_p_greater(-mean, error, count))
+    return _with_status(found, p_faster=_p_greater(-mean, error, count - 1))
+
+
+def decide_between(first: Sequence[float], second: Sequence[float]) -> Decision:
+    """Judge two comparisons with the same old side: how much longer a call of the second's new side takes.
+
+    By Welch's t on the log ratios of their pairs, with the limits of `decide` and no further look.
+    """
+    one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    parts = [values.var(ddof=1) / len(values) for values in (one, other)]
+    mean, error = float(other.mean() - one.mean()), math.sqrt(sum(parts))
+    spread = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True))
+    freedom = error**4 / spread if spread else 1.0
+    reach = float(stats.t.ppf(CONFIDENCE, freedom)) * error
+    found = Decision(
+        status=None,
+        pairs=len(one) + len(other),
+        slow_down=math.expm1(mean),
+        low=math.expm1(mean - reach),
+        high=math.expm1(mean + reach),
+        p_slower=_p_greater(mean, error, freedom),
+    )
+    decided = _with_status(found, _p_greater(-mean, error, freedom))
+    return replace(decided, status=decided.status or Status.INCONCLUSIVE)
 
 
 def _with_status(found: Decision, p_faster: float) -> Decision:
@@ -75,11 +98,11 @@ def _with_status(found: Decision, p_faster: float) -> Decision:
     return replace(found, status=status)
 
 
-def _p_greater(mean: float, error: float, count: int) -> float:
+def _p_greater(mean: float, error: float, freedom: float) -> float:
     """One-sided p of a mean over zero, by Student's t."""
     if error == 0:
         return 0.0 if mean > 0 else 1.0
-    return float(stats.t.sf(mean / error, count - 1))
+    return float(stats.t.sf(mean / error, freedom))
 
 
 def sign_flip_p(log_ratios: Sequence[float]) -> float:

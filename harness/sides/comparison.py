@@ -58,7 +58,9 @@ class SpeedComparison:
         try:
             write_atomically(path, json.dumps(self.as_json(), indent=1).encode())
         except OSError as error:
-            raise ResultsError(f"cannot write {path}: {error.strerror}", "give a writable path: --json FILE") from error
+            raise ResultsError(
+                f"cannot write {path}: {error.strerror}", "give a writable path: --record FILE"
+            ) from error
 
 
 def compare(old: Asked, new: Asked, tell: Tell, seconds: float = PAIR_S) -> SpeedComparison:
@@ -96,7 +98,9 @@ def measure(old: Prepared, new: Prepared, tell: Tell, seconds: float = PAIR_S, m
     return SpeedComparison(_facts(old), _facts(new), tuple(pairs), decision)
 
 
-def require_comparable(old: dict[str, Any], new: dict[str, Any]) -> None:
+def require_comparable(
+    old: dict[str, Any], new: dict[str, Any], names: tuple[str, str] = ("the old side", "the new one")
+) -> None:
     """Refuse sides whose times mean different things.
 
     Raises:
@@ -105,12 +109,12 @@ def require_comparable(old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["fingerprint"] != new["fingerprint"]:
         changed = "; ".join(differences(old["device"], new["device"]))
         raise UsageError(
-            f"the sides were measured on different devices ({changed})",
+            f"{names[0]} and {names[1]} were measured on different devices ({changed})",
             "compare on one machine, with the same threads, power cap and clocks for both",
         )
     if old["batch"] != new["batch"]:
         raise UsageError(
-            f"the old side takes {old['batch']} images a call, the new one {new['batch']}",
+            f"{names[0]} takes {old['batch']} images a call, {names[1]} {new['batch']}",
             "give both the same: --batch-size N",
         )
 

@@ -216,7 +216,7 @@ def test_sides_on_different_devices_are_refused() -> None:
 
 def test_sides_with_different_batches_are_refused() -> None:
     old: dict[str, Any] = {"fingerprint": "a", "device": {}, "batch": 8}
-    with pytest.raises(UsageError, match="takes 8 images a call, the new one 4"):
+    with pytest.raises(UsageError, match="the old side takes 8 images a call, the new one 4"):
         require_comparable(old, {**old, "batch": 4})
 
 
