@@ -85,6 +85,6 @@ def require_current(baselines: Path, engine: str, failures: tuple[KnownFailure, 
         raise BaselineError(
             f"{baselines / FOLDER / f'{engine}.json'}: {count} expired, first {first.id} "
             f"({first.expires}, {OWNERS[first.kind]}: {first.reason}{link})",
-            f"{KEEPER}: run the check; where it still fails give a new day and say why in the commit, else remove the "
-            "entry",
+            f"{KEEPER}: remove the entry and run `pytest '{first.id}'`; where that still fails put it back with a new "
+            "day and say why in the commit",
         )

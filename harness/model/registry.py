@@ -153,7 +153,8 @@ def load_spec(path: Path) -> ModelSpec:
         spec = ModelSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(
-            f"{path}: {first_fault(error)}", f"edit {path}; baselines/{SCHEMA_FILE} describes every key"
+            f"{path}: {first_fault(error)}",
+            f"who edited it: correct {path}; baselines/{SCHEMA_FILE} describes every key",
         ) from error
     if spec.name != path.stem:
         raise SpecError(

@@ -244,7 +244,7 @@ def test_a_wrong_model_file_is_refused(harness_command: Command, baselines: Path
     change(spec)
     path.write_text(json.dumps(spec))
     outcome = harness_command("list", "--baselines", baselines)
-    assert refused(outcome, f"{path}: key", f"edit {path}")
+    assert refused(outcome, f"{path}: key", f"correct {path}")
     assert refused(outcome, cause, "model.schema.json describes every key")
 
 

@@ -444,7 +444,10 @@ def looser_accuracy(place: Workplace) -> Path:
     ("loosen", "told"),
     [
         (looser_speed, ["wanted at most 5.0% (the spread is not measured), found 15.0%", "who edited it: restore it"]),
-        (looser_accuracy, ["'tolerance.fp32': Input should be less than or equal to 0.005, found 0.01", "edit "]),
+        (
+            looser_accuracy,
+            ["'tolerance.fp32': Input should be less than or equal to 0.005, found 0.01", "who edited it: correct "],
+        ),
     ],
 )
 def test_a_tolerance_loosened_by_hand_fails_the_run(

@@ -90,8 +90,8 @@ def test_a_cell_that_is_missing_stays_missing(accepted: Workplace) -> None:
     ("entry", "named"),
     [
         ({**ENTRY, "expires": "2020-01-01"}, "1 entry has expired, first suites/accuracy"),
-        ({**ENTRY, "id": CHECK.replace("map_50_95", "map_75")}, "no check suites/accuracy"),
-        ({**ENTRY, "id": CHECK.replace("toy-fp32", "gone-fp32")}, "no check suites/accuracy"),
+        ({**ENTRY, "id": CHECK.replace("map_50_95", "map_75")}, "but there is no such check"),
+        ({**ENTRY, "id": CHECK.replace("toy-fp32", "gone-fp32")}, "but there is no such check"),
         ({**ENTRY, "kind": "later"}, "key 'failures.0.kind'"),
         ({k: v for k, v in ENTRY.items() if k != "reason"}, "key 'failures.0.reason': Field required"),
     ],
@@ -109,7 +109,7 @@ def test_an_entry_that_is_out_of_step_is_wrong_input(accepted: Workplace, entry:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"expires": "2020-01-01"}, "whoever keeps that file: run the check; where it still fails give a new day"),
+        ({"expires": "2020-01-01"}, "whoever keeps that file: remove the entry and run `pytest 'suites/accuracy"),
         ({"id": CHECK.replace("map_50_95", "map_75")}, "whoever keeps that file: remove the entry, or correct its id"),
         (
             {"expires": "2020-01-01"},

@@ -143,7 +143,7 @@ def test_a_fault_names_file_key_wanted_and_found(file: Path, fault: str) -> None
 
 
 def test_a_fault_is_mended_in_the_file_with_the_schema_at_hand(file: Path) -> None:
-    assert refusal(file, {}).remedy == f"edit {file}; baselines/{SCHEMA_FILE} describes every key"
+    assert refusal(file, {}).remedy == f"who edited it: correct {file}; baselines/{SCHEMA_FILE} describes every key"
 
 
 def test_of_many_faults_the_rest_is_counted(file: Path) -> None:
