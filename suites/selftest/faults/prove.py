@@ -15,7 +15,7 @@ from harness.detect.dataset import Dataset
 from harness.errors import EvaluationError, InvalidRun
 from harness.judge import accuracy, baseline, previous
 from harness.judge.previous import Pair
-from harness.judge.record import Recorded, load
+from harness.judge.record import RECORD, Recorded, load
 from harness.judge.verdict import Status
 from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import AccuracyRun, Cell, Pipeline, Settings
@@ -34,19 +34,22 @@ class Bench:
 
     def pipeline(self, name: str, **settings: object) -> Pipeline:
         """A new pipeline whose records go to a folder of that name."""
-        return Pipeline(
-            Settings(cache_dir=self.cache, limit=self.images, record=self.folder / name, resume=False, **settings)  # type: ignore[arg-type]
-        )
+        mine = {"cache_dir": self.cache, "limit": self.images, "record": self.folder / name, "resume": False}
+        return Pipeline(Settings(**(mine | settings)))  # type: ignore[arg-type]
 
     def recorded(self, name: str, cell: Cell) -> Recorded:
         """What a run of that name recorded of the cell."""
         return load(self.folder / name / cell.id)
 
+    def once(self, name: str, cell: Cell, **settings: object) -> Recorded:
+        """A run of that name; run where it was not yet."""
+        if not (self.folder / name / cell.id / RECORD).is_file():
+            self.pipeline(name, **settings).accuracy(cell)
+        return self.recorded(name, cell)
+
     def clean(self, cell: Cell) -> Recorded:
-        """The cell as it is; run once."""
-        if not (self.folder / "clean" / cell.id / "record.json").is_file():
-            self.pipeline("clean").accuracy(cell)
-        return self.recorded("clean", cell)
+        """The cell as it is."""
+        return self.once("clean", cell)
 
     def dataset(self, cell: Cell) -> Dataset:
         """What the cells are run on."""
