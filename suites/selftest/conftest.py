@@ -29,12 +29,16 @@ THIRD_PARTY_WARNINGS = (
 FOREIGN = ("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_MIRROR", "PYTEST_")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Warnings are errors in the project's own tests, and only there: this hook sees the items of every suite."""
+    """The project's own tests only, though this hook sees the items of every suite: warnings are errors, and a file's
+    tests go to one worker, so that what they share is made once."""
     strict = pytest.mark.filterwarnings("error", *THIRD_PARTY_WARNINGS)
     for item in items:
         if item.get_closest_marker("selftest"):
             item.add_marker(strict, append=False)  # first, so that a test's own filters win
+            if not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _run(*words: str | Path) -> Outcome:

@@ -12,7 +12,7 @@ from harness.report.results import results_schema
 from suites.selftest.fakes import Workplace
 from suites.selftest.test_gate import FP16, FP32, ONE, Outcome, run
 
-pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("against")]
+pytestmark = pytest.mark.selftest
 
 
 @pytest.fixture(scope="module")

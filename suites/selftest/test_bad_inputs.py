@@ -24,7 +24,7 @@ from suites.selftest.conftest import Command, Outcome
 if TYPE_CHECKING:
     import onnx
 
-pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("bad inputs")]
+pytestmark = pytest.mark.selftest
 
 MODEL = "pisa-mini"
 CELL = ("--model", MODEL, "--precision", "fp32", "--engine", "onnxruntime")

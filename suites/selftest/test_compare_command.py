@@ -16,7 +16,7 @@ from harness.judge import record as records
 from harness.judge.record import DETECTIONS, RECORD
 from suites.selftest.conftest import CHECKOUT, RECORDS
 
-pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("compare")]
+pytestmark = pytest.mark.selftest
 
 FP32, INT8 = "pisa-mini-fp32-onnxruntime", "pisa-mini-int8-onnxruntime"
 WIDTH = 100

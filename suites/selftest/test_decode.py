@@ -671,6 +671,7 @@ def test_no_box_is_the_same_as_python(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_where_no_folder_may_be_written_each_process_compiles_for_itself(tmp_path: Path) -> None:
     case = Case("pisa")
     maps = case.maps((-4.0, 1.5))

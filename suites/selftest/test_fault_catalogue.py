@@ -41,8 +41,7 @@ def test_every_fault_names_a_check_that_there_is() -> None:
 
 @pytest.mark.parametrize("fault", quick, ids=lambda fault: fault.name)
 def test_a_fault_is_caught_by_the_check_it_names(fault: Fault, bench: Bench) -> None:
-    for model in fault.models:
-        assert fault.check in caught_by(fault, Cell(model, fault.precision, fault.engines[0]), bench)
+    assert fault.check in caught_by(fault, Cell(fault.models[0], fault.precision, fault.engines[0]), bench)
 
 
 def test_without_a_fault_nothing_is_caught(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from harness.environment import collect
 from harness.report.results import results_schema
 from suites.selftest.fakes import FAULTS_VARIABLE, PLUGIN, Workplace, write_model
 
-pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("gate")]
+pytestmark = pytest.mark.selftest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SUITES = ("suites/accuracy", "suites/performance")

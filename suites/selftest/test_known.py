@@ -72,9 +72,10 @@ def test_only_the_check_that_is_named_is_known(accepted: Workplace) -> None:
     assert "1 failed" in outcome.text
 
 
-def test_an_unexpected_pass_is_red_and_says_what_to_do(accepted: Workplace) -> None:
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
+def test_an_unexpected_pass_is_red_and_says_what_to_do(accepted: Workplace, workers: tuple[str, ...]) -> None:
     known(accepted, ENTRY)
-    outcome = run(accepted, "-m", "accuracy", "--precision", "fp32")
+    outcome = run(accepted, "-m", "accuracy", "--precision", "fp32", *workers)
     assert outcome.code == 1
     assert f"{CHECK} is known to fail, and passed" in outcome.text
     assert "next: remove it from known_failures/" in outcome.text

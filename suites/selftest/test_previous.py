@@ -20,7 +20,7 @@ from harness.measure.compare import Comparison, Difference
 from harness.pipeline import Cell, Pipeline, Settings, load_dataset
 from suites.selftest.conftest import RECORDS
 
-pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("previous")]
+pytestmark = pytest.mark.selftest
 
 IMAGES = 96
 FP32, INT8 = "pisa-mini-fp32-onnxruntime", "pisa-mini-int8-onnxruntime"
