@@ -16,8 +16,17 @@ import pytest
 
 from fixtures.rawmaps import CANDIDATES_PER_IMAGE, coco_like
 from harness.detect.dataset import load_coco
-from harness.detect.decode import Boxes, Decoder, kernels, make_decoder, on_host, output_shapes
-from harness.detect.decode.kernels import BLOCK, TANGENTS, batched_nms, rank_keys, sigmoid
+from harness.detect.decode import Boxes, Decoder, make_decoder, on_host, output_shapes
+from harness.detect.decode.kernels import (
+    STRETCH,
+    TANGENTS,
+    batched_nms,
+    columns_of,
+    note_floors,
+    rank_keys,
+    scan,
+    sigmoid,
+)
 from harness.detect.decode.on_host import share
 from harness.detect.decode.scores import log_floor, logit_floor
 from harness.detect.preprocess import Geometry
@@ -506,23 +515,18 @@ def _borderline(threshold: float) -> np.ndarray:
     return (middle.view(np.int32) + np.arange(-64, 65, dtype=np.int32)).view(np.float32)
 
 
-def scanned(logits: np.ndarray, iou_logits: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Anchors and logits that a scan finds in a map of one class and one kind of anchor."""
-    scan = kernels.scan_float32
-    if logits.dtype == np.float16:
-        scan, logits = kernels.scan_float16, logits.view(np.uint16)
-    finite, anchors, labels, found, ious = scan(logits[None, None], iou_logits[None], np.float32(floor), 0)
-    assert finite
-    assert not labels.any()
-    np.testing.assert_array_equal(ious, iou_logits[anchors])
-    return anchors, found
-
-
 def passing(logits: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices of a class map's logits whose score exceeds the threshold."""
-    anchors, found = scanned(logits, np.full(len(logits), np.inf, np.float32), logit_floor(threshold))
-    np.testing.assert_array_equal(found, logits[anchors])
-    return anchors[sigmoid(found) > np.float32(threshold)]
+    """Indices of a class map's logits whose score exceeds the threshold, by a scan of one class and kind of anchor."""
+    values, deltas = logits, np.zeros((1, 4, len(logits)), logits.dtype)
+    if logits.dtype == np.float16:
+        values, deltas = values.view(np.uint16), deltas.view(np.uint16)
+    floor, score_thr = np.float32(logit_floor(threshold)), np.float32(threshold)
+    finite, keys, found = scan(values[None, None], deltas, np.empty((1, 0), np.float32), 0, 0, floor, score_thr)
+    assert finite
+    assert not found.any()
+    scores, _, anchors, _ = columns_of(keys, np.array([0, len(logits)]), 1)
+    np.testing.assert_array_equal(scores, sigmoid(logits[anchors].astype(np.float32)))
+    return anchors
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.05, 0.3, 0.9])
@@ -548,11 +552,19 @@ def test_thresholds_at_the_ends_pass_all_or_nothing(threshold: float, count: int
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 100 * BLOCK + 7])
+@pytest.mark.parametrize("size", [1, STRETCH - 1, STRETCH, STRETCH + 1, 100 * STRETCH + 7])
 def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> None:
     logits = np.random.default_rng(size).normal(-7, 1.5, size).astype(dtype)
     logits[[0, -1]] = 1
     np.testing.assert_array_equal(passing(logits, 0.05), np.flatnonzero(sigmoid(logits.astype(np.float32)) > 0.05))
+
+
+def _floors(ious: np.ndarray, threshold: float) -> np.ndarray:
+    """Class logits that cannot pass beside these IoU logits."""
+    floor = np.float32(log_floor(threshold))
+    floors = np.full(len(ious), floor)
+    note_floors(ious, floor, floors)
+    return floors
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.05, 0.6, 0.99, 1.0])
@@ -560,15 +572,14 @@ def test_every_class_logit_whose_score_passes_is_above_its_anchors_floor(thresho
     rng = np.random.default_rng(0)
     ious, logits = (rng.normal(0, 6, 100_000).astype(np.float32) for _ in range(2))
     passed = np.sqrt(sigmoid(logits) * sigmoid(ious)) > np.float32(threshold)
-    anchors, _ = scanned(logits, ious, log_floor(threshold))
-    assert passed.sum() == passed[anchors].sum()
+    assert (logits[passed] > _floors(ious, threshold)[passed]).all()
 
 
 def test_few_class_logits_above_their_anchors_floors_do_not_pass() -> None:
     rng = np.random.default_rng(0)
     ious, logits = rng.normal(0, 3, 100_000).astype(np.float32), rng.normal(-7, 2, 100_000).astype(np.float32)
     passed = np.sqrt(sigmoid(logits) * sigmoid(ious)) > np.float32(0.05)
-    assert passed.sum() < len(scanned(logits, ious, log_floor(0.05))[0]) < 1.1 * passed.sum()
+    assert passed.sum() < (logits > _floors(ious, 0.05)).sum() < 1.1 * passed.sum()
 
 
 def test_tangents_lie_below_their_curve() -> None:
@@ -596,7 +607,18 @@ def test_keys_rank_by_score_then_anchor_then_label() -> None:
     scores = rng.integers(0, 20, 200).astype(np.float32)
     anchors, labels = np.divmod(rng.permutation(200), 5)
     wanted = sorted(range(200), key=lambda i: (-scores[i], anchors[i], labels[i]))
-    np.testing.assert_array_equal(np.argsort(rank_keys(scores.view(np.uint32), anchors, labels, 5)), wanted)
+    np.testing.assert_array_equal(np.argsort(rank_keys(scores, anchors, labels, 5)), wanted)
+
+
+def test_keys_hold_score_level_anchor_and_label() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=100).astype(np.float32)
+    first_anchors = np.array([0, 7, 7, 30, 100])
+    anchors, labels = np.arange(100), rng.integers(0, 5, 100)
+    found = columns_of(rank_keys(scores, anchors, labels, 5), first_anchors, 5)
+    levels = np.repeat([0, 2, 3], [7, 23, 70])
+    for column, wanted in zip(found, (scores, levels, anchors - first_anchors[levels], labels), strict=True):
+        np.testing.assert_array_equal(column, wanted)
 
 
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.6])

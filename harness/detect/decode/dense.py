@@ -9,9 +9,9 @@ import numpy as np
 from harness.detect.decode import kernels
 from harness.detect.decode.anchors import base_anchors
 from harness.detect.decode.boxes import Boxes, Maps
-from harness.detect.decode.entries import Entries, FloatArray, IndexArray
+from harness.detect.decode.entries import Candidates, Entries, FloatArray
 from harness.detect.decode.on_device import device_entries
-from harness.detect.decode.on_host import HostEntries
+from harness.detect.decode.on_host import host_entries
 from harness.detect.decode.outputs import are_arrays, check_outputs
 
 if TYPE_CHECKING:
@@ -49,39 +49,28 @@ class DenseDecoder(ABC):
 
     def _decode_rows(self, outputs: Maps, rows: range, geometries: Sequence["Geometry"]) -> list[Boxes]:
         # One image at a time where that needs no copy, so that only one image's entries are alive.
-        found: Iterable[Entries] = (HostEntries(outputs, row, self._head) for row in rows)
+        found: Iterable[Entries] = (host_entries(outputs, row, self._head, self._first_anchors) for row in rows)
         if not are_arrays(outputs):
-            found = device_entries(outputs, rows, self._head)
-        return [self._finish(entries, geometry) for entries, geometry in zip(found, geometries, strict=True)]
+            found = device_entries(outputs, rows, self._head, self._first_anchors)
+        return [self._finish(self._ranked(one), geometry) for one, geometry in zip(found, geometries, strict=True)]
+
+    def _ranked(self, entries: Entries) -> Candidates:
+        order = np.argsort(entries.keys)
+        columns = kernels.columns_of(entries.keys[order], self._first_anchors, self._head.num_classes)
+        return Candidates(*columns, entries.deltas[order])
 
     @abstractmethod
-    def _finish(self, entries: Entries, geometry: "Geometry") -> Boxes:
+    def _finish(self, candidates: Candidates, geometry: "Geometry") -> Boxes:
         """The boxes of one image."""
 
-    def _best_first(self, entries: Entries, scores: FloatArray) -> IndexArray:
-        """Positions `[k]` of the entries whose score `[K]` is greater than `score_thr`, best first.
-
-        Equal scores come by level, then by anchor, then by label.
-        """
-        above = np.flatnonzero(scores > np.float32(self._head.score_thr))
-        anchors = self._first_anchors[entries.levels[above]] + entries.anchors[above]
-        return above[self._order(scores[above], anchors, entries.labels[above])]
-
-    def _order(self, scores: FloatArray, anchors: IndexArray, labels: IndexArray) -> IndexArray:
-        """Indices `[k]` of candidates, best first, equal scores by `anchors` `[k]`, then by `labels` `[k]`."""
-        keys = kernels.rank_keys(scores.view(np.uint32), anchors, labels, self._head.num_classes)
-        return np.argsort(
-            keys, kind="stable"
-        )  # keys are unique; this kind is the fastest on those that come half sorted
-
     def _boxes(
-        self, entries: Entries, chosen: IndexArray, geometry: "Geometry", factors: FloatArray, divisors: FloatArray
+        self, candidates: Candidates, geometry: "Geometry", factors: FloatArray, divisors: FloatArray
     ) -> FloatArray:
-        """Boxes `[k, 4]` xyxy of the entries `chosen` `[k]`: those in the input times `factors / divisors`, x and y."""
+        """Boxes `[K, 4]` xyxy of the candidates: those in the input times `factors / divisors`, x and y."""
         return kernels.boxes_of(
-            entries.deltas(chosen),
-            entries.levels[chosen],
-            entries.anchors[chosen],
+            candidates.deltas,
+            candidates.levels,
+            candidates.anchors,
             self._base_anchors,
             self._columns,
             self._strides,

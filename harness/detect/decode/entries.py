@@ -1,42 +1,51 @@
-"""Takes nothing; gives the protocol for what is read off one image's raw maps: the few entries that may count."""
+"""Takes nothing; gives the types of what is read off one image's raw maps: the few entries whose scores count."""
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
+KeyArray = npt.NDArray[np.uint64]
 
 
-class Entries(Protocol):
-    """The entries of one image's class maps that exceed a floor, level after level, each level's in any order."""
+@dataclass(frozen=True)
+class Entries:
+    """The entries of one image's class maps whose score is greater than `score_thr`, in any order.
 
-    @property
-    def levels(self) -> IndexArray:
-        """`[K]`, ascending."""
-        ...
+    keys: `[K]`, `kernels.rank_keys` of the score, the anchor (all levels counted through, each as mmdet does it:
+        cell * anchors per cell + kind) and the label.
+    deltas: `[K, 4]` of the entries' anchors.
+    """
 
-    @property
-    def anchors(self) -> IndexArray:
-        """`[K]`: cell * anchors per cell + kind, as mmdet counts them in a level."""
-        ...
+    keys: KeyArray
+    deltas: FloatArray
 
-    @property
-    def labels(self) -> IndexArray:
-        """`[K]`, 0..num_classes-1."""
-        ...
 
-    @property
-    def logits(self) -> FloatArray:
-        """`[K]` class logits, widened to float32."""
-        ...
+@dataclass(frozen=True)
+class Candidates:
+    """Columns of entries, best first; equal scores come by level, then by anchor, then by label.
 
-    @property
-    def iou_logits(self) -> FloatArray:
-        """`[K]` of the same anchors, widened to float32; without meaning where the head has no IoU maps."""
-        ...
+    scores: `[K]` float32.
+    levels: `[K]` int64.
+    anchors: `[K]` int64, counted in the level.
+    labels: `[K]` int64, 0..num_classes-1.
+    deltas: `[K, 4]` float32.
+    """
 
-    def deltas(self, positions: IndexArray) -> FloatArray:
-        """`[k, 4]` of the anchors of the entries at `positions` `[k]` in 0..K-1; widened to float32."""
-        ...
+    scores: FloatArray
+    levels: IndexArray
+    anchors: IndexArray
+    labels: IndexArray
+    deltas: FloatArray
+
+    def at(self, positions: IndexArray) -> "Candidates":
+        """Those at `positions` `[k]` in 0..K-1, in that order."""
+        return Candidates(
+            self.scores[positions],
+            self.levels[positions],
+            self.anchors[positions],
+            self.labels[positions],
+            self.deltas[positions],
+        )

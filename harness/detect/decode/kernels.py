@@ -12,16 +12,18 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.extending import overload
 
-from harness.detect.decode.entries import FloatArray, IndexArray
+from harness.detect.decode.entries import FloatArray, IndexArray, KeyArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Halves = npt.NDArray[np.uint16]
-Found = tuple[bool, IndexArray, IndexArray, FloatArray, FloatArray]
+Values = npt.NDArray[Any]
+Found = tuple[bool, KeyArray, FloatArray]
 
-# Logits that are compared before it is asked whether one exceeds its floor: first many, then, where one does, few.
-STRETCH, BLOCK = 512, 32
+# Logits that are compared before it is asked whether one exceeds its floor.
+STRETCH = 128
 
 # What float16's Inf becomes when it is widened as if it were a number.
 WIDENED_INF = np.float32(65536)
@@ -39,10 +41,11 @@ MAX_LOG_RATIO = np.float32(abs(np.log(16 / 1000)))
 # mmdet's score voting.
 MIN_IOU, EPSILON = np.float32(0.01), np.float32(1e-6)
 
-_float, _index = types.float32, types.int64
+_float, _half, _index = types.float32, types.uint16, types.int64
 _floats, _indices = _float[::1], _index[::1]
 _rows = _float[:, ::1]
-_found: Any = types.Tuple((types.boolean, _indices, _indices, _floats, _floats))  # type: ignore[no-untyped-call]
+_found: Any = types.Tuple((types.boolean, types.uint64[::1], _floats))  # type: ignore[no-untyped-call]
+_columns: Any = types.Tuple((_floats, _indices, _indices, _indices))  # type: ignore[no-untyped-call]
 _voters: Any = types.Tuple((_indices, _indices, _floats))  # type: ignore[no-untyped-call]
 
 
@@ -70,176 +73,190 @@ def compiled(*signatures: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @compiled()
-def _any_above(logits: FloatArray, floors: FloatArray) -> bool:
-    """Whether any logit exceeds its floor."""
-    above = False
-    for i in range(len(logits)):
-        if logits[i] > floors[i]:
-            above = True
-    return above
-
-
-@compiled()
-def _all_below(values: FloatArray, limit: np.float32) -> bool:
-    """Whether every magnitude is less than `limit`; that of NaN is not."""
-    below = True
-    for i in range(len(values)):
-        if not abs(values[i]) < limit:
-            below = False
-    return below
-
-
-@compiled(types.boolean(_given(_float, 1)))
-def finite_float32(values: FloatArray) -> bool:
+def _finite(values: FloatArray) -> bool:
     """Whether no value is NaN or infinite."""
-    return _all_below(values, INFINITY)
-
-
-@compiled(types.boolean(_given(types.uint16, 1)))
-def finite_float16(bits: Halves) -> bool:
-    """Whether no value is NaN or infinite, by float16's bit patterns."""
     finite = True
-    for i in range(len(bits)):
-        if (bits[i] & 0x7FFF) >= 0x7C00:
-            finite = False
+    for i in range(len(values)):
+        finite &= abs(values[i]) < INFINITY
     return finite
 
 
 @compiled()
-def _widen(bits: Halves, values: FloatArray) -> None:
-    """float16 to float32; NaN and Inf get magnitudes from `WIDENED_INF` up."""
+def _any_above_or_not_finite(logits: FloatArray, floors: FloatArray) -> bool:
+    """Whether any logit exceeds its floor or is not finite, in one read of memory."""
+    found = False
+    for i in range(len(logits)):
+        found |= (logits[i] > floors[i]) | (not abs(logits[i]) < INFINITY)
+    return found
+
+
+@compiled()
+def _widened(bits: Halves, room: FloatArray) -> FloatArray:
+    """float16 to float32, in `room`; what is not finite becomes Inf."""
+    values = room[: len(bits)]
     patterns = values.view(np.uint32)
     for i in range(len(bits)):
         half = np.uint32(bits[i])
         patterns[i] = ((half & np.uint32(0x8000)) << np.uint32(16)) | ((half & np.uint32(0x7FFF)) << np.uint32(13))
     for i in range(len(bits)):
-        values[i] *= REBIAS
+        value = values[i] * REBIAS
+        values[i] = value if abs(value) < WIDENED_INF else INFINITY
+    return values
 
 
-@compiled()
-def _note_floors(iou_logits: FloatArray, floor: np.float32, floors: FloatArray) -> None:
-    """Class logits that cannot count: sigmoid(class) * sigmoid(IoU) is less than exp(floor) up to there."""
-    floors[: len(iou_logits)] = floor
+def _as_float32(values: Values, room: FloatArray) -> FloatArray:
+    """float32 values as they are, float16's bit patterns widened in `room`."""
+    return values if values.dtype == np.float32 else _widened(values, room)
+
+
+@overload(_as_float32, strict=False)
+def _compiled_as_float32(values: Any, room: Any) -> Callable[[Values, FloatArray], FloatArray]:
+    """numba's choice between the two, by the type of `values`."""
+    if values.dtype == _float:
+        return lambda values, room: values
+    return lambda values, room: _widened(values, room)
+
+
+@compiled(types.void(_given(_float, 1), _float, _floats))
+def note_floors(iou_logits: FloatArray, floor: np.float32, floors: FloatArray) -> None:
+    """Raise `floors` `[N]` to class logits up to which sigmoid(class) * sigmoid(IoU) is less than exp(floor)."""
     for slope, height in TANGENTS:
         for i in range(len(iou_logits)):
             floors[i] = max(floors[i], floor + height - slope * iou_logits[i])
 
 
 @compiled()
-def _append(logits: FloatArray, floors: FloatArray, cells: IndexArray, found: FloatArray, count: int) -> int:
-    """Add those of one class's logits that exceed their floors, and their cells; the new count."""
-    if not _any_above(logits, floors):
-        return count
-    for start in range(0, len(logits), STRETCH):
-        stretch, its_floors = logits[start : start + STRETCH], floors[start : start + STRETCH]
-        if not _any_above(stretch, its_floors):
-            continue
-        for first in range(0, len(stretch), BLOCK):
-            block, floor = stretch[first : first + BLOCK], its_floors[first : first + BLOCK]
-            if _any_above(block, floor):
-                for i in range(len(block)):
-                    # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
-                    cells[count], found[count] = start + first + i, block[i]
-                    count += block[i] > floor[i]
-    return count
+def _with_room(values: Values, room: int) -> Values:
+    """A copy with room for more values behind."""
+    longer = np.empty(room, values.dtype)
+    longer[: len(values)] = values
+    return longer
 
 
-@compiled(_found(_given(_float, 3), _rows, _float, _index))
-def scan_float32(logits: FloatArray, iou_logits: FloatArray, floor: np.float32, kind: int) -> Found:
-    """The logits of one kind of anchor in a level whose scores may count.
-
-    Args:
-        logits: `[A, C, H * W]`, the level's class map.
-        iou_logits: `[A, H * W]`, or `[1, H * W]` for all kinds; Inf where only the class counts.
-        floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must.
-
-    Returns:
-        Whether all class logits that were read are finite; anchors `[K]` (cell * A + kind), labels, class logits and
-        IoU logits `[K]`.
-    """
-    num_kinds, num_classes, num_cells = logits.shape
-    ious, room = iou_logits[kind % len(iou_logits)], num_classes * num_cells + 1
-    cells, labels, found = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
-    floors = np.empty(num_cells, np.float32)
-    _note_floors(ious, floor, floors)
-    finite, count = True, 0
-    for label in range(num_classes):
-        row = logits[kind, label]
-        finite = finite and _all_below(row, INFINITY)
-        after = _append(row, floors, cells, found, count)
-        labels[count:after], count = label, after
-    chosen = cells[:count]
-    return finite, chosen * num_kinds + kind, labels[:count].copy(), found[:count].copy(), ious[chosen]
-
-
-@compiled(_found(_given(types.uint16, 3), _rows, _float, _index))
-def scan_float16(bits: Halves, iou_logits: FloatArray, floor: np.float32, kind: int) -> Found:
-    """As `scan_float32`, of a float16 map's bit patterns."""
-    num_kinds, num_classes, num_cells = bits.shape
-    ious, room = iou_logits[kind % len(iou_logits)], num_classes * num_cells + 1
-    cells, labels, found = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
-    floors, row = np.empty(num_cells, np.float32), np.empty(num_cells, np.float32)
-    _note_floors(ious, floor, floors)
-    finite, count = True, 0
-    for label in range(num_classes):
-        _widen(bits[kind, label], row)
-        finite = finite and _all_below(row, WIDENED_INF)
-        after = _append(row, floors, cells, found, count)
-        labels[count:after], count = label, after
-    chosen = cells[:count]
-    return finite, chosen * num_kinds + kind, labels[:count].copy(), found[:count].copy(), ious[chosen]
-
-
-@compiled(*(types.void(t[:, ::1], _given(t, 1), _indices, _indices, _index, _index) for t in (_float, types.uint16)))
-def gather(
-    deltas: npt.NDArray[Any],
-    values: npt.NDArray[Any],
-    levels: IndexArray,
-    anchors: IndexArray,
-    level: int,
-    num_kinds: int,
-) -> None:
-    """Fill the rows of `deltas` `[K, 4]` whose anchors are of this level, from its flattened map `[A, 4, H * W]`."""
-    num_cells = len(values) // (num_kinds * 4)
-    for i in range(len(levels)):
-        if levels[i] == level:
-            cell = anchors[i] // num_kinds
-            first = (anchors[i] - cell * num_kinds) * 4 * num_cells + cell
-            for k in range(4):
-                deltas[i, k] = values[first + k * num_cells]
-
-
-@compiled(_floats(_floats))
-def sigmoid(logits: FloatArray) -> FloatArray:
+@compiled()
+def _sigmoid(logit: np.float32) -> np.float32:
     """`1 / (1 + exp(-x))` in float32, in torch's order of operations; -inf gives 0, NaN stays.
 
     The exponential is rounded from float64, so every machine gets the same scores. torch's own differs from this by
     up to 2 units in the last place, as its scalar and its vectorised kernels differ from each other.
     """
+    return ONE / (ONE + np.float32(np.exp(-np.float64(logit))))
+
+
+@compiled(_floats(_floats))
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """`_sigmoid` of each."""
     scores = np.empty_like(logits)
     for i in range(len(logits)):
-        scores[i] = ONE / (ONE + np.float32(np.exp(-np.float64(logits[i]))))
+        scores[i] = _sigmoid(logits[i])
     return scores
 
 
-@compiled(types.uint64[::1](types.uint32[::1], _indices, _indices, _index))
-def rank_keys(
-    patterns: npt.NDArray[np.uint32], anchors: IndexArray, labels: IndexArray, num_classes: int
-) -> npt.NDArray[np.uint64]:
-    """Integers `[K]` that ascend from the best score to the worst, then by anchor and by label.
+@compiled()
+def _rank_key(score: np.float32, anchor: int, label: int, num_classes: int) -> np.uint64:
+    """See `rank_keys`. The bit patterns of numbers that are not negative ascend as the numbers do."""
+    pattern = np.uint64(0xFFFFFFFF) - np.uint64(np.float32(score).view(np.uint32))
+    return (pattern << np.uint64(32)) | np.uint64(anchor * num_classes + label)
+
+
+@compiled(types.uint64[::1](_floats, _indices, _indices, _index))
+def rank_keys(scores: FloatArray, anchors: IndexArray, labels: IndexArray, num_classes: int) -> KeyArray:
+    """Integers `[K]` that ascend from the best score to the worst, then by anchor and by label, and hold all three.
 
     mmdet's `sort` and `topk` leave the order of equal scores to torch, which does not define it.
 
     Args:
-        patterns: `[K]`, the scores' bit patterns: those of numbers that are not negative ascend as the numbers do.
+        scores: `[K]`, none negative.
         anchors: `[K]`, no two candidates having both anchor and label in common; times `num_classes` below 2^32.
         labels: `[K]`.
     """
-    keys = np.empty(len(patterns), np.uint64)
-    for i in range(len(patterns)):
-        score = np.uint64(0xFFFFFFFF) - np.uint64(patterns[i])
-        keys[i] = (score << np.uint64(32)) | np.uint64(anchors[i] * num_classes + labels[i])
+    keys = np.empty(len(scores), np.uint64)
+    for i in range(len(scores)):
+        keys[i] = _rank_key(scores[i], anchors[i], labels[i], num_classes)
     return keys
+
+
+@compiled(_columns(types.uint64[::1], _indices, _index))
+def columns_of(
+    keys: KeyArray, first_anchors: IndexArray, num_classes: int
+) -> tuple[FloatArray, IndexArray, IndexArray, IndexArray]:
+    """What `rank_keys` put into keys `[K]`: scores, levels, anchors in their levels, labels, `[K]` each.
+
+    Args:
+        first_anchors: `[L + 1]`, anchors of all levels before each.
+    """
+    patterns, levels = np.empty(len(keys), np.uint32), np.empty(len(keys), np.int64)
+    anchors, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        patterns[i] = np.uint64(0xFFFFFFFF) - (keys[i] >> np.uint64(32))
+        place = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
+        anchor, level = place // num_classes, 0
+        while anchor >= first_anchors[level + 1]:
+            level += 1
+        levels[i], anchors[i], labels[i] = level, anchor - first_anchors[level], place - anchor * num_classes
+    return patterns.view(np.float32), levels, anchors, labels
+
+
+@compiled(
+    *(_found(_given(t, 3), _given(t, 3), _given(_float, 2), _index, _index, _float, _float) for t in (_float, _half))
+)
+def scan(
+    logits: Values,
+    deltas: Values,
+    iou_logits: FloatArray,
+    kind: int,
+    first_anchor: int,
+    floor: np.float32,
+    score_thr: np.float32,
+) -> Found:
+    """Read one kind of anchor in one level.
+
+    Args:
+        logits: `[A, C, N]`, the level's class map of N cells: float32, or float16's bit patterns.
+        deltas: `[A, 4, N]`, its box map, of the same type.
+        iou_logits: `[A, N]`, its IoU map; `[A, 0]` where the head has none.
+        first_anchor: the anchors of all levels before.
+        floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must, for
+            a score that may be greater than `score_thr`.
+
+    Returns:
+        Whether all values that were read are finite; the `rank_keys` `[K]` of all scores greater than `score_thr`, in
+        any order; their anchors' deltas `[4 * K]`.
+    """
+    num_kinds, num_classes, num_cells = logits.shape
+    ious, room = iou_logits[kind], np.empty(STRETCH, np.float32)
+    finite = _finite(ious)
+    for k in range(4):
+        for start in range(0, num_cells, STRETCH):
+            finite &= _finite(_as_float32(deltas[kind, k, start : start + STRETCH], room))
+    floors = np.full(num_cells, floor)
+    note_floors(ious, floor, floors)
+    # What passes its floor in one class, with room for one that does not.
+    cells, passed = np.empty(num_cells + 1, np.int32), np.empty(num_cells + 1, np.float32)
+    keys, rows, total = np.empty(0, np.uint64), np.empty(0, deltas.dtype), 0
+    for label in range(num_classes):
+        count = 0
+        for start in range(0, num_cells, STRETCH):
+            stretch, its_floors = _as_float32(logits[kind, label, start : start + STRETCH], room), floors[start:]
+            if not _any_above_or_not_finite(stretch, its_floors):
+                continue
+            finite &= _finite(stretch)
+            for i in range(len(stretch)):
+                # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
+                cells[count], passed[count] = start + i, stretch[i]
+                count += stretch[i] > its_floors[i]
+        if total + count > len(keys):
+            keys, rows = _with_room(keys, 2 * (total + count)), _with_room(rows, 8 * (total + count))
+        for i in range(count):
+            score = _sigmoid(passed[i])
+            if len(ious):
+                score = np.sqrt(score * _sigmoid(ious[cells[i]]))
+            if score > score_thr:
+                keys[total] = _rank_key(score, first_anchor + cells[i] * num_kinds + kind, label, num_classes)
+                for k in range(4):
+                    rows[4 * total + k] = deltas[kind, k, cells[i]]
+                total += 1
+    return finite, keys[:total], _as_float32(rows[: 4 * total], np.empty(4 * total, np.float32))
 
 
 @compiled(_indices(_indices, _index, _index))

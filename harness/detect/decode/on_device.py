@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from harness.detect.decode import kernels
 from harness.detect.decode.boxes import Maps
-from harness.detect.decode.entries import FloatArray, IndexArray
+from harness.detect.decode.entries import Entries, IndexArray
 from harness.detect.decode.scores import MARGIN, logit_floor
 from harness.errors import NotFinite
 
@@ -17,29 +18,13 @@ if TYPE_CHECKING:
     from harness.model.mmdet import HeadSpec
 
 
-class DeviceEntries:
-    """`Entries` of one row of tensors, gathered and already on the host."""
-
-    def __init__(self, levels: list[npt.NDArray[np.int32]]) -> None:
-        """`levels`: what `_level` packs, of this row alone, as numpy arrays."""
-        packed = np.concatenate(levels)
-        values = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
-        self.levels: IndexArray = np.repeat(np.arange(len(levels)), [len(level) for level in levels])
-        self.anchors: IndexArray = packed[:, 1].astype(np.int64)
-        self.labels: IndexArray = packed[:, 2].astype(np.int64)
-        self.logits: FloatArray = values[:, 0].copy()
-        self.iou_logits: FloatArray = values[:, -1].copy()
-        self._deltas: FloatArray = values[:, 1:5]
-
-    def deltas(self, positions: IndexArray) -> FloatArray:
-        """See `Entries.deltas`."""
-        return self._deltas[positions]
-
-
-def device_entries(outputs: Maps, rows: range, head: "HeadSpec") -> list[DeviceEntries]:
+def device_entries(outputs: Maps, rows: range, head: "HeadSpec", first_anchors: IndexArray) -> list[Entries]:
     """The entries of each of `rows` of maps that `check_outputs` has accepted.
 
     The maps stay where they are; one sum of each map's rows and the entries of all rows cross to the host.
+
+    Args:
+        first_anchors: `[L + 1]`, anchors of all levels before each.
 
     Raises:
         NotFinite: NaN or Inf anywhere in the rows.
@@ -51,12 +36,19 @@ def device_entries(outputs: Maps, rows: range, head: "HeadSpec") -> list[DeviceE
         _require_finite(maps)
         found = [_level(maps, head, stride) for stride in head.strides]
         packed = torch.cat(found).cpu().numpy()
-    levels = np.split(packed, np.cumsum([len(level) for level in found])[:-1])
-    bounds = [np.searchsorted(level[:, 0], np.arange(len(rows) + 1)) for level in levels]
-    return [
-        DeviceEntries([level[ends[i] : ends[i + 1]] for level, ends in zip(levels, bounds, strict=True)])
-        for i in range(len(rows))
-    ]
+    packed[:, 1] += np.repeat(first_anchors[:-1], [len(level) for level in found]).astype(np.int32)
+    return [_entries(packed[packed[:, 0] == row], head) for row in range(len(rows))]
+
+
+def _entries(packed: npt.NDArray[np.int32], head: "HeadSpec") -> Entries:
+    """Those of one image whose score is greater than `score_thr`, of what `_level` packs, anchors counted through."""
+    values = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
+    scores = kernels.sigmoid(values[:, 0].copy())
+    if head.family == "paa":
+        scores = np.sqrt(scores * kernels.sigmoid(values[:, 5].copy()))
+    above = np.flatnonzero(scores > np.float32(head.score_thr))
+    anchors, labels = packed[above, 1].astype(np.int64), packed[above, 2].astype(np.int64)
+    return Entries(kernels.rank_keys(scores[above], anchors, labels, head.num_classes), values[above, 1:5])
 
 
 def _require_finite(maps: Mapping[str, "torch.Tensor"]) -> None:
