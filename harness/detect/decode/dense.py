@@ -56,8 +56,8 @@ class DenseDecoder(ABC):
 
     def _ranked(self, entries: Entries) -> Candidates:
         order = np.argsort(entries.keys)
-        columns = kernels.columns_of(entries.keys[order], self._first_anchors, self._head.num_classes)
-        return Candidates(*columns, entries.deltas[order])
+        columns = kernels.columns_of(entries.keys.take(order), self._first_anchors, self._head.num_classes)
+        return Candidates(*columns, entries.deltas.take(order, axis=0))
 
     @abstractmethod
     def _finish(self, candidates: Candidates, geometry: "Geometry") -> Boxes:

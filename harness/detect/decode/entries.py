@@ -43,9 +43,9 @@ class Candidates:
     def at(self, positions: IndexArray) -> "Candidates":
         """Those at `positions` `[k]` in 0..K-1, in that order."""
         return Candidates(
-            self.scores[positions],
-            self.levels[positions],
-            self.anchors[positions],
-            self.labels[positions],
-            self.deltas[positions],
+            self.scores.take(positions),
+            self.levels.take(positions),
+            self.anchors.take(positions),
+            self.labels.take(positions),
+            self.deltas.take(positions, axis=0),
         )

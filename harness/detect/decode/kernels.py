@@ -19,11 +19,14 @@ from harness.detect.decode.entries import FloatArray, IndexArray, KeyArray
 P = ParamSpec("P")
 R = TypeVar("R")
 Halves = npt.NDArray[np.uint16]
+DoubleArray = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 Found = tuple[bool, KeyArray, FloatArray]
 
 # Logits that are compared before it is asked whether one exceeds its floor.
-STRETCH = 128
+STRETCH = 512
+# Entries that a scan makes room for at first.
+ROOM = 1024
 
 # What float16's Inf becomes when it is widened as if it were a number.
 WIDENED_INF = np.float32(65536)
@@ -39,14 +42,14 @@ ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.fl
 # mmdet's `wh_ratio_clip`: no box is more than 62.5 times wider or narrower than its anchor.
 MAX_LOG_RATIO = np.float32(abs(np.log(16 / 1000)))
 # mmdet's score voting.
-MIN_IOU, EPSILON = np.float32(0.01), np.float32(1e-6)
+MIN_IOU, EPSILON, SIGMA = np.float32(0.01), np.float32(1e-6), np.float32(0.025)
 
 _float, _half, _index = types.float32, types.uint16, types.int64
-_floats, _indices = _float[::1], _index[::1]
+_floats, _doubles, _indices = _float[::1], types.float64[::1], _index[::1]
 _rows = _float[:, ::1]
 _found: Any = types.Tuple((types.boolean, types.uint64[::1], _floats))  # type: ignore[no-untyped-call]
 _columns: Any = types.Tuple((_floats, _indices, _indices, _indices))  # type: ignore[no-untyped-call]
-_voters: Any = types.Tuple((_indices, _indices, _floats))  # type: ignore[no-untyped-call]
+_voters: Any = types.Tuple((_indices, _indices, _doubles))  # type: ignore[no-untyped-call]
 
 
 def _given(dtype: Any, dimensions: int) -> Any:
@@ -190,9 +193,10 @@ def columns_of(
     for i in range(len(keys)):
         patterns[i] = np.uint64(0xFFFFFFFF) - (keys[i] >> np.uint64(32))
         place = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
-        anchor, level = place // num_classes, 0
-        while anchor >= first_anchors[level + 1]:
-            level += 1
+        # Exact, and several times as fast as the division of integers.
+        anchor, level = np.int64(place / num_classes), 0
+        for j in range(1, len(first_anchors) - 1):
+            level += anchor >= first_anchors[j]
         levels[i], anchors[i], labels[i] = level, anchor - first_anchors[level], place - anchor * num_classes
     return patterns.view(np.float32), levels, anchors, labels
 
@@ -231,31 +235,25 @@ def scan(
             finite &= _finite(_as_float32(deltas[kind, k, start : start + STRETCH], room))
     floors = np.full(num_cells, floor)
     note_floors(ious, floor, floors)
-    # What passes its floor in one class, with room for one that does not.
-    cells, passed = np.empty(num_cells + 1, np.int32), np.empty(num_cells + 1, np.float32)
-    keys, rows, total = np.empty(0, np.uint64), np.empty(0, deltas.dtype), 0
+    keys, rows, total = np.empty(ROOM, np.uint64), np.empty(4 * ROOM, deltas.dtype), 0
     for label in range(num_classes):
-        count = 0
         for start in range(0, num_cells, STRETCH):
             stretch, its_floors = _as_float32(logits[kind, label, start : start + STRETCH], room), floors[start:]
             if not _any_above_or_not_finite(stretch, its_floors):
                 continue
             finite &= _finite(stretch)
+            if total + STRETCH > len(keys):
+                keys, rows = _with_room(keys, 2 * len(keys)), _with_room(rows, 2 * len(rows))
             for i in range(len(stretch)):
-                # Without a branch, which would be mispredicted; what does not count is overwritten by the next.
-                cells[count], passed[count] = start + i, stretch[i]
-                count += stretch[i] > its_floors[i]
-        if total + count > len(keys):
-            keys, rows = _with_room(keys, 2 * (total + count)), _with_room(rows, 8 * (total + count))
-        for i in range(count):
-            score = _sigmoid(passed[i])
-            if len(ious):
-                score = np.sqrt(score * _sigmoid(ious[cells[i]]))
-            if score > score_thr:
-                keys[total] = _rank_key(score, first_anchor + cells[i] * num_kinds + kind, label, num_classes)
-                for k in range(4):
-                    rows[4 * total + k] = deltas[kind, k, cells[i]]
-                total += 1
+                if stretch[i] > its_floors[i]:
+                    cell, score = start + i, _sigmoid(stretch[i])
+                    if len(ious):
+                        score = np.sqrt(score * _sigmoid(ious[cell]))
+                    if score > score_thr:
+                        keys[total] = _rank_key(score, first_anchor + cell * num_kinds + kind, label, num_classes)
+                        for k in range(4):
+                            rows[4 * total + k] = deltas[kind, k, cell]
+                        total += 1
     return finite, keys[:total], _as_float32(rows[: 4 * total], np.empty(4 * total, np.float32))
 
 
@@ -403,16 +401,16 @@ def batched_nms(boxes: FloatArray, labels: IndexArray, iou_threshold: np.float32
 
 
 @compiled(_voters(_indices, _rows, _indices))
-def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[IndexArray, IndexArray, FloatArray]:
-    """The candidates of its class that overlap each kept box, and by how much.
+def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[IndexArray, IndexArray, DoubleArray]:
+    """The candidates of its class that overlap each kept box, and how much they count there.
 
     Args:
         kept: `[K]` indices into the candidates.
         boxes, labels: `[N, 4]` xyxy, `[N]`: all candidates of the image.
 
     Returns:
-        Pairs of a place in `kept` and a candidate `[P]`, in order of the places, and their IoUs `[P]`. A box without
-        area overlaps nothing, itself included.
+        Pairs of a place in `kept` and a candidate `[P]`, in order of the places, and the logarithms `[P]` of their
+        weights by IoU. A box without area overlaps nothing, itself included.
     """
     counts = np.zeros(labels.max() + 1 if len(labels) else 0, np.int64)
     # Each class's candidates as a chain, so that the others are not looked at.
@@ -421,7 +419,7 @@ def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[Ind
         before[i], latest[labels[i]] = latest[labels[i]], i
         counts[labels[i]] += 1
     room = counts[labels[kept]].sum()
-    places, candidates, ious = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+    places, candidates, logs = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float64)
     count = 0
     for place in range(len(kept)):
         box, i = boxes[kept[place]], latest[labels[kept[place]]]
@@ -430,24 +428,33 @@ def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[Ind
             if common > ZERO:
                 iou = common / max(_area(box) + _area(boxes[i]) - common, EPSILON)
                 if iou > MIN_IOU:
-                    places[count], candidates[count], ious[count] = place, i, iou
+                    places[count], candidates[count] = place, i
+                    logs[count] = -((ONE - iou) * (ONE - iou)) / SIGMA
                     count += 1
             i = before[i]
-    return places[:count], candidates[:count], ious[:count]
+    return places[:count], candidates[:count], logs[:count]
 
 
-@compiled(types.void(_rows, _rows, _indices, _indices, _floats))
-def vote(means: FloatArray, boxes: FloatArray, places: IndexArray, candidates: IndexArray, weights: FloatArray) -> None:
+@compiled(types.void(_rows, _rows, _floats, _indices, _indices, _doubles))
+def vote(
+    means: FloatArray,
+    boxes: FloatArray,
+    scores: FloatArray,
+    places: IndexArray,
+    candidates: IndexArray,
+    weights: DoubleArray,
+) -> None:
     """Replace each of `means` `[K, 4]` by the weighted mean of its candidates' `boxes`; without any it stays.
 
     Args:
-        places: `[P]` ascending, with candidates `[P]` and their weights `[P]`.
+        places: `[P]` ascending, with candidates `[P]` and their weights `[P]`, which count times their `scores` do.
 
     Sums are taken in float64: torch's order of summation is not defined.
     """
     sums, total = np.zeros(4), 0.0
     for j in range(len(places)):
-        weight = np.float64(weights[j])
+        # Rounded from float64, for the same boxes on every machine.
+        weight = np.float64(np.float32(weights[j]) * scores[candidates[j]])
         total += weight
         for k in range(4):
             sums[k] += weight * np.float64(boxes[candidates[j], k])

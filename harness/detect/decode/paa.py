@@ -12,9 +12,6 @@ from harness.detect.decode.entries import Candidates, FloatArray, IndexArray
 if TYPE_CHECKING:
     from harness.detect.preprocess import Geometry
 
-# mmdet's score voting.
-SIGMA = np.float32(0.025)
-
 
 class PAADecoder(DenseDecoder):
     """Score = sqrt(class x IoU); the best `nms_pre` anchors of each level; suppression per class; score voting.
@@ -60,10 +57,7 @@ def voted(kept: IndexArray, boxes: FloatArray, scores: FloatArray, labels: Index
 
     Source: mmdet 3.3.0 `PAAHead.score_voting`.
     """
-    places, candidates, ious = kernels.voters(kept, boxes, labels)
-    distances = 1 - ious
-    # Rounded from float64, for the same boxes on every machine.
-    weights = np.exp(np.float64(-(distances * distances) / SIGMA)).astype(np.float32) * scores[candidates]
+    places, candidates, logarithms = kernels.voters(kept, boxes, labels)
     means = boxes[kept]
-    kernels.vote(means, boxes, places, candidates, weights)
+    kernels.vote(means, boxes, scores, places, candidates, np.exp(logarithms))
     return means
