@@ -23,8 +23,8 @@ DoubleArray = npt.NDArray[np.float64]
 Values = npt.NDArray[Any]
 Found = tuple[bool, KeyArray, FloatArray]
 
-# Logits that are compared before it is asked whether one exceeds its floor.
-STRETCH = 512
+# Logits that are compared before it is asked whether one exceeds its floor: first many, then, where one does, few.
+STRETCH, BLOCK = 512, 32
 # Entries that a scan makes room for at first.
 ROOM = 1024
 
@@ -91,6 +91,15 @@ def _any_above_or_not_finite(logits: FloatArray, floors: FloatArray) -> bool:
     for i in range(len(logits)):
         found |= (logits[i] > floors[i]) | (not abs(logits[i]) < INFINITY)
     return found
+
+
+@compiled()
+def _any_above(logits: FloatArray, floors: FloatArray) -> bool:
+    """Whether any logit exceeds its floor."""
+    above = False
+    for i in range(len(logits)):
+        above |= logits[i] > floors[i]
+    return above
 
 
 @compiled()
@@ -244,16 +253,20 @@ def scan(
             finite &= _finite(stretch)
             if total + STRETCH > len(keys):
                 keys, rows = _with_room(keys, 2 * len(keys)), _with_room(rows, 2 * len(rows))
-            for i in range(len(stretch)):
-                if stretch[i] > its_floors[i]:
-                    cell, score = start + i, _sigmoid(stretch[i])
-                    if len(ious):
-                        score = np.sqrt(score * _sigmoid(ious[cell]))
-                    if score > score_thr:
-                        keys[total] = _rank_key(score, first_anchor + cell * num_kinds + kind, label, num_classes)
-                        for k in range(4):
-                            rows[4 * total + k] = deltas[kind, k, cell]
-                        total += 1
+            for first in range(0, len(stretch), BLOCK):
+                block, block_floors = stretch[first : first + BLOCK], its_floors[first:]
+                if not _any_above(block, block_floors):
+                    continue
+                for i in range(len(block)):
+                    if block[i] > block_floors[i]:
+                        cell, score = start + first + i, _sigmoid(block[i])
+                        if len(ious):
+                            score = np.sqrt(score * _sigmoid(ious[cell]))
+                        if score > score_thr:
+                            keys[total] = _rank_key(score, first_anchor + cell * num_kinds + kind, label, num_classes)
+                            for k in range(4):
+                                rows[4 * total + k] = deltas[kind, k, cell]
+                            total += 1
     return finite, keys[:total], _as_float32(rows[: 4 * total], np.empty(4 * total, np.float32))
 
 
