@@ -8,7 +8,7 @@ from fixtures.peers import LINES
 from harness import __version__
 from harness.environment import collect
 
-pytest_plugins = ["fixtures.plugin", "fixtures.cells", "fixtures.known", "fixtures.peers"]
+pytest_plugins = ["fixtures.plugin", "fixtures.cells", "fixtures.known", "fixtures.peers", "fixtures.conformance"]
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -18,7 +18,7 @@ from harness.cache import Artifact, Cache
 from harness.detect.dataset import COCO_CLASSES, Dataset, load_coco, require_classes
 from harness.detect.decode import Decoder, make_decoder, output_shapes
 from harness.detect.journal import Journal
-from harness.detect.preprocess import preprocess_batch
+from harness.detect.preprocess import Geometry, preprocess_batch
 from harness.detect.run import Progress, Run, parts_of, run, silent
 from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
 from harness.engines.reference import require_graph_checks, run_graph
@@ -388,11 +388,15 @@ class Pipeline:
     @_once
     def check_images(self, model: str) -> Images:
         """Images `[2, 3, H, W]` on which steps are compared and speed is timed: COCO's, or the embedded ones."""
+        images, _ = self.photographs(model, CHECK_IMAGES)
+        return images
+
+    def photographs(self, model: str, count: int) -> tuple[Images, list[Geometry]]:
+        """Up to `count` different images `[N, 3, H, W]`, with their geometries: COCO's, or the embedded ones."""
         files: list[Path] = []
         if self.models[model].dataset == "coco2017":
-            files = sorted((self.settings.data_dir / "images" / "val2017").glob("*.jpg"))[:CHECK_IMAGES]
-        images, _ = preprocess_batch(files or self._embedded_calibration()[:CHECK_IMAGES], self.input_spec(model))
-        return images
+            files = sorted((self.settings.data_dir / "images" / "val2017").glob("*.jpg"))[:count]
+        return preprocess_batch(files or self._embedded_calibration()[:count], self.input_spec(model))
 
     def calibration_files(self, model: str, random: bool) -> list[Path]:
         """Images for int8, of the kind the model was trained on: the embedded ones, or the first 64 of train2017.
@@ -535,11 +539,12 @@ class Pipeline:
         """
         cell = prepared.cell
         try:
-            wanted = self._fp32_maps(prepared)
+            rows = self.fp32_maps(prepared, self.check_images(cell.model))
         except Missing:
             if prepared.start != "engine file":
                 raise
             return  # without ONNX, checkpoint or ONNX Runtime there is nothing to compare a given file with
+        wanted = {name: _repeated(maps, prepared.source.batch) for name, maps in rows.items()}
         worst = deviations(wanted, session.infer(self.timing_images(prepared)))[0]
         least, most = EXPLAINED[cell.precision]
         if not least <= worst.relative <= most:
@@ -549,17 +554,16 @@ class Pipeline:
                 "the engine does not run what it is called: see which precision and which weights it was built from",
             )
 
-    def _fp32_maps(self, prepared: Prepared) -> dict[str, npt.NDArray[np.float32]]:
-        """What the model's own fp32 graph (--onnx, or its checkpoint exported) makes of the timing images.
+    def fp32_maps(self, prepared: Prepared, images: Images) -> dict[str, npt.NDArray[np.float32]]:
+        """What the model's own fp32 graph (--onnx, or its checkpoint exported and held to torch) makes of images.
 
         Raises:
             Missing: there is neither, or no ONNX Runtime to run it.
         """
-        model, weights, batch = prepared.cell.model, prepared.source.weights, prepared.source.batch
+        model, weights = prepared.cell.model, prepared.source.weights
         if prepared.start == "engine file" and self.settings.onnx is None:
             weights = self.checkpoint(model)
-        maps = run_graph(graph.load(self.simplified(model, weights).path), self.check_images(model))
-        return {name: _repeated(rows, batch) for name, rows in maps.items()}
+        return run_graph(graph.load(self.simplified(model, weights).path), images)
 
     def _open(self, prepared: Prepared) -> Session:
         """The engine, opened; a file that the user gave is tried on one batch first: its faults are wrong input."""

@@ -56,6 +56,7 @@ class AotInductor(Engine):
             computes={"fp32": "fp32"} if cpu else {"fp32": "fp32", "fp16": "fp16"},
             source="module",
             device="cpu" if cpu else "accelerator",
+            repeatable=cpu,
             options={"device": "cpu (default) or cuda"},
         )
 
@@ -176,6 +177,7 @@ class _AotInductorSession(Session):
         self._package = package
         self._ran = ran
         self._device = device
+        self._resident: list[torch.Tensor] | None = None
 
     @property
     def package(self) -> Any:
@@ -196,7 +198,14 @@ class _AotInductorSession(Session):
     def _infer(self, images: Images) -> Maps:
         import torch
 
-        maps = self._run(torch.from_numpy(images).to(self._device))
+        return self._named(self._run(torch.from_numpy(images).to(self._device)))
+
+    def _named(self, maps: "list[torch.Tensor]") -> Maps:
+        """On the host, by output name.
+
+        Raises:
+            EngineError: another number of outputs than the model's.
+        """
         names = list(self.source.shapes)
         if len(maps) != len(names):
             raise EngineError(
@@ -212,11 +221,14 @@ class _AotInductorSession(Session):
         cuda = self._device == "cuda"
 
         def call() -> None:
-            self._run(resident)
+            self._resident = self._run(resident)
             if cuda:
                 torch.cuda.synchronize()
 
         return call
+
+    def read_back(self) -> Maps | None:
+        return None if self._resident is None else self._named(self._resident)
 
     def memory(self) -> int | None:
         import torch
@@ -228,4 +240,4 @@ class _AotInductorSession(Session):
         return self._ran
 
     def close(self) -> None:
-        self._package = None
+        self._package = self._resident = None

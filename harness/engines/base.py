@@ -90,6 +90,8 @@ class Capabilities:
     int8_scheme: the QDQ scheme it wants, None when it has no int8.
     builds_from: the graph of another precision that it builds one from, with a flag of its own (`fp16 -> fp32`).
     inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
+    repeatable: it claims the same bits for the same images in every call, thread and session, also of a file built
+        again; without, they may differ by what `harness.judge.metamorphic` allows the precision.
     options: keys that `--engine-option ENGINE.KEY=VALUE` may set, with one line on each.
     """
 
@@ -99,6 +101,7 @@ class Capabilities:
     int8_scheme: Int8Scheme | None = None
     builds_from: Mapping[Precision, Precision] = field(default_factory=dict)
     inspection: bool = True
+    repeatable: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -227,13 +230,20 @@ class Session(ABC):
         """Head maps by output name, for exactly one batch of images `[batch, 3, H, W]` float32.
 
         Raises:
-            EngineError: images of another shape or type, or outputs other than the model's.
+            EngineError: images of another shape or type, or not finite; or outputs other than the model's.
         """
         wanted = self.source.input_shape
         if images.shape != wanted or images.dtype != np.float32:
             raise EngineError(
                 f"wanted images {wanted} float32, found {images.shape} {images.dtype}",
                 "pad the last batch to the engine's batch, or build for another --batch-size",
+            )
+        # Quantised and rectified, NaN becomes an ordinary number, and that a box.
+        if not np.isfinite(images).all():
+            rows = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+            raise EngineError(
+                f"NaN or Inf in the images of rows {', '.join(map(str, rows))}: wanted finite values",
+                "look at what preprocesses them",
             )
         maps = self._infer(np.ascontiguousarray(images))
         found = {name: maps[name].shape for name in maps}
@@ -258,6 +268,10 @@ class Session(ABC):
     @abstractmethod
     def prepare(self, images: Images) -> Callable[[], None]:
         """A call that runs one batch with inputs and outputs resident where the engine computes, and waits for it."""
+
+    def read_back(self) -> Maps | None:
+        """Head maps of the last call that `prepare` gave, on the host; None where the runtime does not keep them."""
+        return None
 
     def transfer(self, images: Images) -> Callable[[], None]:
         """A call that takes images from the host, runs them and brings the outputs back."""

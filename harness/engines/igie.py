@@ -269,6 +269,9 @@ class IgieSession(Session):
         self._upload(images)
         return self._run
 
+    def read_back(self) -> Maps:
+        return self._download()
+
     def device_seconds(self, images: Images, calls: int) -> list[float]:
         """Seconds of each of `calls` runs by TVM's `time_evaluator` on `run`: no copies.
 

@@ -402,6 +402,10 @@ class IxrtSession(Session):
         upload, outputs = self._fitting(images), self._host_outputs()
         upload()
         self._run()
+        return self._maps(outputs)
+
+    def _maps(self, outputs: Sequence[tuple[Port, int, npt.NDArray[Any]]]) -> Maps:
+        """Copies every output to its host memory; gives them by name, the model's in their order first."""
         self._download(outputs)
         maps = {port.name: host.astype(np.float32, copy=False) for port, _, host in outputs}
         ordered = [name for name in self.source.shapes if name in maps]
@@ -455,6 +459,10 @@ class IxrtSession(Session):
     def prepare(self, images: Images) -> Callable[[], None]:
         self._fitting(images)()
         return self._run
+
+    def read_back(self) -> Maps:
+        opened(self._context)
+        return self._maps(self._host_outputs())
 
     def transfer(self, images: Images) -> Callable[[], None]:
         """A call that copies one batch `[batch, 3, H, W]` in, runs it, waits, and copies every output out.

@@ -115,6 +115,7 @@ class OnnxRuntime(Engine):
             device="cpu" if provider.device == "cpu" else "accelerator",
             int8_scheme=provider.int8_scheme,
             inspection=not provider.compiles,
+            repeatable=provider.device == "cpu",
             options={
                 "provider": "cpu (default), cuda or tensorrt",
                 "threads": "intra-op threads, default: all cores",
@@ -256,6 +257,7 @@ class _OnnxRuntimeSession(Session):
         self._session: onnxruntime.InferenceSession | None = session
         self._file = file
         self._provider = provider
+        self._binding: onnxruntime.IOBinding | None = None
 
     @property
     def session(self) -> "onnxruntime.InferenceSession":
@@ -285,13 +287,18 @@ class _OnnxRuntimeSession(Session):
         for name, shape in self.source.shapes.items():
             out = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, self._provider.device, 0)
             binding.bind_ortvalue_output(name, out)
-        session = self.session
+        session, self._binding = self.session, binding
 
         def call() -> None:
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
         return call
+
+    def read_back(self) -> Maps | None:
+        if self._binding is None:
+            return None
+        return dict(zip(self.source.shapes, self._binding.copy_outputs_to_cpu(), strict=True))
 
     def inspect(self) -> Inspection:
         """The device of the provider, which was checked when the session was opened, and what the file says of types.
@@ -307,7 +314,7 @@ class _OnnxRuntimeSession(Session):
         return Inspection(self._provider.device, self.source.layers(_convolution_types(graph)))
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._binding = None
 
 
 def _convolution_types(graph: "onnx.GraphProto") -> list[tuple[str, str]]:

@@ -47,6 +47,7 @@ class OpenVino(Engine):
             source="graph",
             device="cpu" if cpu else "accelerator",
             int8_scheme="u8s8",
+            repeatable=cpu,
             options={
                 "device": "cpu (default), gpu or npu",
                 "threads": "inference threads on the CPU, default: all cores",
@@ -120,6 +121,7 @@ class _OpenVinoSession(Session):
     def __init__(self, source: Source, compiled: "openvino.CompiledModel") -> None:
         super().__init__(source)
         self._compiled: openvino.CompiledModel | None = compiled
+        self._resident: openvino.InferRequest | None = None
 
     @property
     def compiled(self) -> "openvino.CompiledModel":
@@ -147,6 +149,14 @@ class _OpenVinoSession(Session):
                 f"openvino failed on images {images.shape}: {first_line(error)}",
                 "see which operator the message names; leave more memory, or set a smaller --batch-size",
             ) from error
+        return self._maps(request)
+
+    def _maps(self, request: "openvino.InferRequest") -> Maps:
+        """Views of the request's own memory, by output name.
+
+        Raises:
+            EngineError: an output of the model is not there.
+        """
         outputs = {name: port for port in self.compiled.outputs for name in port.get_names()}
         missing = [name for name in self.source.shapes if name not in outputs]
         if missing:
@@ -155,8 +165,13 @@ class _OpenVinoSession(Session):
         return {name: request.get_tensor(outputs[name]).data for name in self.source.shapes}
 
     def prepare(self, images: Images) -> Callable[[], None]:
-        request = self._request(images)
+        self._resident = request = self._request(images)
         return lambda: request.infer(share_outputs=True) and None
+
+    def read_back(self) -> Maps | None:
+        if self._resident is None:
+            return None
+        return {name: maps.copy() for name, maps in self._maps(self._resident).items()}
 
     def inspect(self) -> Inspection:
         found: list[tuple[str, str]] = []
@@ -169,4 +184,4 @@ class _OpenVinoSession(Session):
         return Inspection(self.compiled.get_property("EXECUTION_DEVICES")[0].lower(), self.source.layers(found))
 
     def close(self) -> None:
-        self._compiled = None
+        self._compiled = self._resident = None

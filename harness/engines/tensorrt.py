@@ -536,10 +536,14 @@ class _TensorRtSession(Session):
     # --- one batch
 
     def _infer(self, images: Images) -> Maps:
-        driver, outputs = self._cuda.driver, self._outputs()
         with self._running():
             self._copy_in(images)
             self._enqueue(self._stream)
+        return self.read_back()
+
+    def read_back(self) -> Maps:
+        driver, outputs = self._cuda.driver, self._outputs()
+        with self._running():
             for name in outputs:
                 driver.memcpy_dtoh_async(self._buffers[name].host, self._buffers[name].device, self._stream)
             self._stream.synchronize()

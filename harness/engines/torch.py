@@ -1,7 +1,7 @@
 """Takes a model file and weights; gives torch eager on the CPU, the reference every other engine is held to."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class Torch(Engine):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(computes={"fp32": "fp32"}, source="module", device="cpu")
+        return Capabilities(computes={"fp32": "fp32"}, source="module", device="cpu", repeatable=True)
 
     def available(self) -> str | None:
         return import_fault("torch")
@@ -68,6 +68,7 @@ class _TorchSession(Session):
         super().__init__(source)
         self._head = describe_head(source.spec, load_config(source.spec, source.models_directory))
         self._module: nn.Module | None = module
+        self._resident: Sequence[Any] | None = None
 
     @property
     def module(self) -> "nn.Module":
@@ -84,16 +85,22 @@ class _TorchSession(Session):
 
         def call() -> None:
             with torch.inference_mode():
-                maps(resident)
+                self._resident = maps(resident)
 
         return call
+
+    def read_back(self) -> Maps | None:
+        if self._resident is None:
+            return None
+        names = self._head.output_names
+        return {name: maps.numpy().copy() for name, maps in zip(names, self._resident, strict=True)}
 
     def inspect(self) -> Inspection:
         device = str(next(self.module.parameters()).device)
         return Inspection(device, convolution_layers(self.module, self.source.input_shape))
 
     def close(self) -> None:
-        self._module = None
+        self._module = self._resident = None
 
 
 def convolution_layers(module: "nn.Module", shape: tuple[int, int, int, int]) -> tuple[Layer, ...]:

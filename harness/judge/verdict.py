@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Literal, Self
 
-Kind = Literal["accuracy", "performance", "against"]
+Kind = Literal["accuracy", "performance", "against", "conformance"]
 # The check of a verdict that stands for a fault of detgate itself.
 INTERNAL_ERROR = "internal error"
 

@@ -155,15 +155,8 @@ class Comparison:
 
     @cached_property
     def matches(self) -> Matches:
-        """Confident boxes before and their partners after, of any score: the highest IoU first, each box once."""
-        chosen = np.flatnonzero(self.before.score > CONFIDENT)
-        pairs = [np.zeros((0, 2), np.int64)]
-        after = _by_group(self.after, np.arange(len(self.after)))
-        for group, rows in _by_group(self.before, chosen).items():
-            if group in after:
-                pairs.append(_matched(self.before.xywh, rows, self.after.xywh, after[group]))
-        found = np.concatenate(pairs)
-        return Matches(found[:, 0], found[:, 1])
+        """The boxes of both runs that are the same: see `match`."""
+        return match(self.before, self.after)
 
     @cached_property
     def bias(self) -> tuple[Floats, Floats] | None:
@@ -214,6 +207,18 @@ class Comparison:
         rows = zip(ids.tolist(), boxes, gone, new, lowest.tolist(), strict=True)
         changed = [change for change in (ImageChange(*row) for row in rows) if change.differs]
         return tuple(sorted(changed, key=lambda change: (-change.lost - change.won, change.iou, change.image_id)))
+
+
+def match(before: Detections, after: Detections) -> Matches:
+    """Confident boxes before and their partners after, of any score: the highest IoU first, each box once."""
+    chosen = np.flatnonzero(before.score > CONFIDENT)
+    pairs = [np.zeros((0, 2), np.int64)]
+    others = _by_group(after, np.arange(len(after)))
+    for group, rows in _by_group(before, chosen).items():
+        if group in others:
+            pairs.append(_matched(before.xywh, rows, after.xywh, others[group]))
+    found = np.concatenate(pairs)
+    return Matches(found[:, 0], found[:, 1])
 
 
 def _by_group(detections: Detections, rows: Integers) -> dict[tuple[int, int], Integers]:

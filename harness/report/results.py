@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,7 +63,7 @@ class AccuracyResult(_Strict):
 
 
 class CheckResult(_Strict):
-    """One check against an earlier run; the units are the check's own."""
+    """One check; the units are the check's own."""
 
     status: Status
     reason: str
@@ -72,13 +72,24 @@ class CheckResult(_Strict):
     tolerance: float | None
 
 
-class AgainstResult(_Strict):
-    """The cell against its record in an earlier run; `identical` stands alone where the bits are the same."""
+class ChecksResult(_Strict):
+    """Checks by name, and the gravest of them."""
 
     status: Status
     reason: str
     checks: dict[str, CheckResult]
     known: str = Field(default="", description="why this is expected to fail")
+
+
+class AgainstResult(ChecksResult):
+    """The cell against its record in an earlier run; `identical` stands alone where the bits are the same."""
+
+
+class ConformanceResult(ChecksResult):
+    """What the engine must keep without ground truth; `expected` is the most that the figure may be."""
+
+
+P = TypeVar("P", bound=ChecksResult)
 
 
 class Latency(_Strict):
@@ -140,11 +151,13 @@ class CellResult(_Strict):
     accuracy: AccuracyResult | None = None
     performance: PerformanceResult | None = None
     against: AgainstResult | None = None
+    conformance: ConformanceResult | None = None
 
     @property
     def statuses(self) -> list[Status]:
         """Of the parts that were checked."""
-        return [part.status for part in (self.accuracy, self.performance, self.against) if part is not None]
+        parts = (self.accuracy, self.performance, self.against, self.conformance)
+        return [part.status for part in parts if part is not None]
 
 
 class Results(_Strict):
@@ -259,7 +272,8 @@ def _cell_result(records: list[Record]) -> CellResult:
     parts = {
         "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {}) | given),
         "performance": _performance([r.verdict for r in records], facts.pop("performance", {}) | given),
-        "against": _against([r.verdict for r in records]),
+        "against": _checks(AgainstResult, [r.verdict for r in records if r.verdict.kind == "against"]),
+        "conformance": _checks(ConformanceResult, [r.verdict for r in records if r.verdict.kind == "conformance"]),
     }
     return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
 
@@ -306,14 +320,14 @@ def _performance(verdicts: list[Verdict], facts: dict[str, Any]) -> PerformanceR
     )
 
 
-def _against(verdicts: list[Verdict]) -> AgainstResult | None:
-    own = [v for v in verdicts if v.kind == "against"]
+def _checks(part: type[P], own: list[Verdict]) -> P | None:
     if not own:
         return None
-    status = gravest([v.status for v in own])
+    # What could not be asked hides nothing that could.
+    status = gravest([v.status for v in own if v.status is not Status.MISSING] or [Status.MISSING])
     fields = CheckResult.model_fields
     checks = {v.check: CheckResult(**{name: getattr(v, name) for name in fields}) for v in own}
-    return AgainstResult(status=status, reason=_reason(own, status), checks=checks, known=_known(own))
+    return part(status=status, reason=_reason(own, status), checks=checks, known=_known(own))
 
 
 def load(path: Path) -> Results:
@@ -389,7 +403,7 @@ def _merged(old: CellResult | None, new: CellResult) -> CellResult:
         return new
     if new.artifacts.engine is None and old.artifacts.engine is not None:
         return new
-    halves = ("accuracy", "performance", "dataset", *(() if new.accuracy else ("against",)))
+    halves = ("accuracy", "performance", "conformance", "dataset", *(() if new.accuracy else ("against",)))
     kept = {name: getattr(old, name) for name in halves if getattr(new, name) is None}
     return new.model_copy(update=kept)
 

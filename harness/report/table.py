@@ -35,7 +35,7 @@ def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mappin
         table.add_column(heading, no_wrap=True)
     table.add_column("measured on (batch, what computed)", overflow="fold")
     for cell in cells:
-        for row in (*_accuracy_rows(cell), *_against_rows(cell)):
+        for row in (*_accuracy_rows(cell), *_against_rows(cell), *_conformance_rows(cell)):
             table.add_row(*row)
     for cell in cells:
         for row in _performance_rows(cell):
@@ -96,6 +96,20 @@ def _against_rows(cell: CellResult) -> list[tuple[str, ...]]:
     expected = " / ".join(f"−{margin:g}" for margin in margins) or "–"
     failed = ", ".join(name for name, check in part.checks.items() if check.status not in GREEN)
     return [(cell.id, "against before", figure, expected, _verdict(part.status, part.known), failed)]
+
+
+def _conformance_rows(cell: CellResult) -> list[tuple[str, ...]]:
+    """How many promises are held of those that could be asked for, and which are not."""
+    part = cell.conformance
+    if part is None:
+        return []
+    asked = {name: check.status for name, check in part.checks.items() if check.status is not Status.MISSING}
+    broken = [name for name, status in asked.items() if status not in GREEN]
+    figure, expected = (f"{len(asked) - len(broken)} held", f"{len(asked)}") if asked else ("–", "–")
+    verdict = _verdict(part.status, part.known)
+    return [
+        (cell.id, "conformance", figure, expected, verdict, ", ".join(broken) or _measured_on(cell, accuracy=False))
+    ]
 
 
 def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
