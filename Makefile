@@ -31,4 +31,4 @@ proof: setup
 	$(RUN) -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

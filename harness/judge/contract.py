@@ -101,8 +101,7 @@ def closing_frees(subject: Subject) -> Finding:
         Missing: neither is known.
     """
     held = [_held(subject) for _ in range(REOPENINGS)]
-    settled = REOPENINGS // 2
-    growth = (held[-1] - held[settled - 1]) / (REOPENINGS - settled)
+    growth = float(np.median(np.diff(held)[-REOPENINGS // 2 :]))
     bound = subject.file.stat().st_size / 2
     promise = f"closing a session frees its memory, {REOPENINGS} times"
     return measured("closing_frees", promise, growth, bound, "bytes a session")

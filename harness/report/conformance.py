@@ -95,7 +95,8 @@ def _summary(cell: CellResult) -> str:
     )
     options = "".join(f", {name}={value}" for name, value in cell.options.items())
     engine = f"{cell.engine} {cell.engine_version}{options}: {cell.precision_ran} on {cell.device}, batch {cell.batch}"
-    return f"{held} of {asked} held. {engine}. Start: {cell.start}; SHA-256: {hashes}."
+    known = f" Known: {cell.conformance.known}." if cell.conformance and cell.conformance.known else ""
+    return f"{held} of {asked} held. {engine}. Start: {cell.start}; SHA-256: {hashes}.{known}"
 
 
 def _checks(cell: CellResult) -> dict[str, CheckResult]:

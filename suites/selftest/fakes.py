@@ -29,7 +29,7 @@ NAME = "fake"
 PLUGIN = "suites.selftest.fakes"
 FAULTS_VARIABLE = "DETGATE_FAKE_FAULTS"
 FAULTS = (
-    *("missing", "unbuildable", "crash", "nan", "shape", "precision", "blind", "lost", "seconds", "noisy"),
+    *("missing", "unbuildable", "crash", "nan", "inf", "shape", "precision", "blind", "lost", "seconds", "noisy"),
     "accelerator",  # no fault: it says that it runs on one
 )
 
@@ -120,6 +120,8 @@ class FakeSession(Session):
             _draw(maps, row, image, blind="blind" in found)
         if "nan" in found:
             maps[f"box_{STRIDE}"][0, 0, 0, 0] = np.nan
+        if "inf" in found:
+            maps[f"box_{STRIDE}"][0, 0, 0, 0] = np.inf
         if "shape" in found:
             maps[f"cls_{STRIDE}"] = maps[f"cls_{STRIDE}"][..., 1:]
         return maps

@@ -157,6 +157,19 @@ def test_a_prepared_call_can_be_timed(session: Session, images: Images) -> None:
     assert [second > 0 for second in seconds] == [True, True]
 
 
+def test_what_a_prepared_call_computed_can_be_read_back(session: Session, images: Images) -> None:
+    assert session.read_back() is None
+    session.prepare(images)()
+    assert deviations(session.infer(images), session.read_back() or {})[0].relative == 0
+
+
+def test_images_that_hold_nan_are_refused(session: Session, images: Images) -> None:
+    broken = images.copy()
+    broken[1, 0, 0, 0] = np.nan
+    with pytest.raises(EngineError, match="NaN or Inf in the images of rows 1"):
+        session.infer(broken)
+
+
 @pytest.mark.parametrize(
     "use",
     [lambda s, x: s.infer(x), lambda s, x: s.prepare(x), lambda s, _: s.inspect()],

@@ -201,6 +201,12 @@ def test_a_prepared_call_runs_and_waits(session: IgieSession, runtime: Simulated
     assert runtime.device.now - before == pytest.approx(KERNEL_S)
 
 
+def test_what_a_prepared_call_computed_can_be_read_back(session: IgieSession, images: Images) -> None:
+    session.infer(images[::-1])
+    session.prepare(images)()
+    assert deviations(session.read_back(), session.infer(images))[0].relative == 0
+
+
 def test_a_transfer_copies_in_and_every_output_out(
     session: IgieSession, runtime: SimulatedIgie, source: Source, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:

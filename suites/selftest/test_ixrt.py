@@ -206,6 +206,12 @@ def test_a_prepared_call_copies_nothing(session: IxrtSession, runtime: Simulated
     assert runtime.cudart.calls[len(before) :] == ["cudaDeviceSynchronize"]
 
 
+def test_what_a_prepared_call_computed_can_be_read_back(session: IxrtSession, images: Images) -> None:
+    session.infer(images[::-1])
+    session.prepare(images)()
+    assert deviations(session.read_back(), session.infer(images))[0].relative == 0
+
+
 def test_a_transfer_copies_in_and_every_output_out(
     session: IxrtSession, runtime: SimulatedIxrt, source: Source, images: Images
 ) -> None:

@@ -22,6 +22,7 @@ from harness.engines.reference import run_graph
 from harness.engines.tensorrt import TIMING_SUFFIX, TensorRt, _TensorRtSession
 from harness.errors import DetgateError, EngineError, Missing, UsageError
 from harness.measure.throughput import summarise
+from harness.model.parity import deviations
 from harness.model.registry import Precision
 from harness.pipeline import Cell, Pipeline, Prepared, Settings
 from suites.selftest.simulated import cuda
@@ -412,6 +413,16 @@ def test_a_prepared_call_runs_one_batch_and_no_copies(
         assert v11.device.now - before == pytest.approx(KERNEL_S)
         assert v11.executions == executions + 1
         assert session.launches_graph is (mode != "off")
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_what_a_prepared_call_computed_can_be_read_back(
+    v11: Machine, source: Source, images: Images, tmp_path: Path, mode: str
+) -> None:
+    with opened(source, built(source, tmp_path), cuda_graph=mode) as session:
+        session.infer(images[::-1])
+        session.prepare(images)()
+        assert deviations(session.read_back(), session.infer(images))[0].relative == 0
 
 
 def test_a_prepared_call_can_be_timed(bench: Bench, images: Images) -> None:
