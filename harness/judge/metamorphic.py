@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.detect.detections import Detections
-from harness.errors import EngineError, Missing
+from harness.errors import DetgateError, Missing
 from harness.judge.finding import Finding, measured
 from harness.judge.subject import Images, Maps, Session, Subject
 from harness.measure.compare import CONFIDENT, match
@@ -54,7 +54,7 @@ def equal_rows(subject: Subject) -> Finding:
     _require_rows(subject)
     found = subject.session.infer(np.repeat(subject.images[:1], len(subject.images), axis=0))
     first = {name: np.repeat(maps[:1], len(maps), axis=0) for name, maps in found.items()}
-    return _same(subject, "equal_rows", "equal images in one batch give equal outputs", first, found, rows=True)
+    return same_outputs(subject, "equal_rows", "equal images in one batch give equal outputs", first, found, rows=True)
 
 
 def permuted_rows(subject: Subject) -> Finding:
@@ -62,7 +62,9 @@ def permuted_rows(subject: Subject) -> Finding:
     _require_rows(subject)
     wanted = _rolled(_copied(subject.session.infer(subject.images)))
     found = subject.session.infer(np.roll(subject.images, 1, axis=0))
-    return _same(subject, "permuted_rows", "images in another order give the same outputs", wanted, found, rows=True)
+    return same_outputs(
+        subject, "permuted_rows", "images in another order give the same outputs", wanted, found, rows=True
+    )
 
 
 def padding(subject: Subject) -> Finding:
@@ -73,7 +75,9 @@ def padding(subject: Subject) -> Finding:
     padded = subject.images.copy()
     padded[kept:] = 0
     found = _rows(subject.session.infer(padded), kept)
-    return _same(subject, "padding", "a padded last batch gives its images the same outputs", wanted, found, rows=True)
+    return same_outputs(
+        subject, "padding", "a padded last batch gives its images the same outputs", wanted, found, rows=True
+    )
 
 
 def batch_of_one(subject: Subject) -> Finding:
@@ -84,7 +88,7 @@ def batch_of_one(subject: Subject) -> Finding:
     wanted = {name: np.concatenate([maps[name] for maps in alone]) for name in alone[0]}
     found = subject.session.infer(subject.images)
     promise = "built for one image it computes what each row of a batch gives"
-    return _same(subject, "batch_of_one", promise, wanted, found, rows=True)
+    return same_outputs(subject, "batch_of_one", promise, wanted, found, rows=True)
 
 
 def run_again(subject: Subject) -> Finding:
@@ -92,7 +96,7 @@ def run_again(subject: Subject) -> Finding:
     wanted = _copied(subject.session.infer(subject.images))
     subject.session.infer(_other(subject.images))
     found = subject.session.infer(subject.images)
-    return _same(subject, "run_again", "the same images again give the same outputs", wanted, found)
+    return same_outputs(subject, "run_again", "the same images again give the same outputs", wanted, found)
 
 
 def given_away(subject: Subject) -> Finding:
@@ -109,7 +113,7 @@ def reopened(subject: Subject) -> Finding:
     wanted = _copied(subject.session.infer(subject.images))
     with subject.reopen() as again:
         found = _copied(again.infer(subject.images))
-    return _same(subject, "reopened", "the same file opened again gives the same outputs", wanted, found)
+    return same_outputs(subject, "reopened", "the same file opened again gives the same outputs", wanted, found)
 
 
 def another_thread(subject: Subject) -> Finding:
@@ -117,7 +121,7 @@ def another_thread(subject: Subject) -> Finding:
     wanted = _copied(subject.session.infer(subject.images))
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(lambda: _copied(subject.session.infer(subject.images))).result()
-    return _same(subject, "another_thread", "another thread gets the same outputs", wanted, found)
+    return same_outputs(subject, "another_thread", "another thread gets the same outputs", wanted, found)
 
 
 def second_session(subject: Subject) -> Finding:
@@ -151,7 +155,7 @@ def timed_call(subject: Subject) -> Finding:
             "what the timed call computes cannot be read back", "implement `read_back` of the engine's session"
         )
     wanted = subject.session.infer(subject.images)
-    return _same(subject, "timed_call", "the call that is timed computes what inference gives", wanted, found)
+    return same_outputs(subject, "timed_call", "the call that is timed computes what inference gives", wanted, found)
 
 
 def mirrored_boxes(subject: Subject) -> Finding:
@@ -214,17 +218,19 @@ def ask(check: str, ask_subject: Check, subject: Subject) -> Finding:
     """
     try:
         return ask_subject(subject)
-    except EngineError as error:
+    except Missing:
+        raise
+    except DetgateError as error:
         promise = " ".join((ask_subject.__doc__ or check).split("\n")[0].split())
         return Finding(check, promise, held=False, detail=f"it failed: {error.cause}")
 
 
-def same_outputs(subject: Subject, check: str, promise: str, wanted: Maps, found: Maps) -> Finding:
-    """Outputs for the same images: bit for bit where the engine claims it, else within the precision's tolerance."""
-    return _same(subject, check, promise, wanted, found)
+def same_outputs(subject: Subject, check: str, promise: str, wanted: Maps, found: Maps, rows: bool = False) -> Finding:
+    """Outputs for the same images: bit for bit where the engine claims it, else within the precision's tolerance.
 
-
-def _same(subject: Subject, check: str, promise: str, wanted: Maps, found: Maps, rows: bool = False) -> Finding:
+    Args:
+        rows: the images went through other rows or another batch, for which no engine claims the same bits.
+    """
     bound = TOLERANCES[subject.precision].same if rows else _bound(subject)
     return measured(check, promise, _distance(wanted, found), bound, RELATIVE)
 

@@ -17,7 +17,7 @@ from harness.detect.detections import Detections
 from harness.detect.preprocess import Geometry
 from harness.engines.base import Engine
 from harness.engines.elsewhere import Elsewhere
-from harness.errors import EngineError, Missing
+from harness.errors import EngineError, Missing, NotFinite
 from harness.judge import contract, metamorphic
 from harness.judge.finding import Finding, measured, verdict
 from harness.judge.metamorphic import ask
@@ -369,7 +369,7 @@ def broken(subject: Subject, checks: Mapping[str, metamorphic.Check] = CHECKS) -
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_sound_engine_keeps_each_promise(subject_of: Callable[..., Subject], check: str) -> None:
     finding = ask(check, CHECKS[check], subject_of(Sound))
-    assert finding.held, finding.seen
+    assert (finding.check, finding.held) == (check, True), finding.seen
 
 
 ROWS = {"equal_rows", "permuted_rows", "batch_of_one"}
@@ -450,6 +450,14 @@ def test_an_engine_that_fails_on_the_way_does_not_keep_the_promise(subject_of: C
     subject.session.close()
     finding = ask("run_again", metamorphic.run_again, subject)
     assert (finding.held, finding.detail[:10]) == (False, "it failed:")
+
+
+def test_outputs_that_cannot_be_decoded_do_not_keep_the_promise(subject_of: Callable[..., Subject]) -> None:
+    def undecodable(_maps: Maps) -> Detections:
+        raise NotFinite("cls_8")
+
+    finding = ask("mirrored_boxes", metamorphic.mirrored_boxes, subject_of(Sound, detect=undecodable))
+    assert (finding.held, finding.detail) == (False, "it failed: NaN or Inf in raw output 'cls_8'")
 
 
 def test_a_difference_within_the_precision_is_allowed_where_the_same_bits_are_not_claimed(
