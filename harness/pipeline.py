@@ -33,6 +33,7 @@ from harness.model.checkpoint import RANDOM_WEIGHTS, Weights
 from harness.model.mmdet import HeadSpec, InputSpec, describe_head, describe_input, load_config, load_module
 from harness.model.parity import deviations
 from harness.model.registry import PRECISIONS, SHIPPED_BASELINES, ModelSpec, Precision, load_models, select
+from harness.tolerances import EXPLAINED
 
 if TYPE_CHECKING:
     import onnx
@@ -47,9 +48,6 @@ RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
 JOURNAL = "journal"
-# Relative L2 error of the worst output that a precision explains. Seen on the mini models: fp32 7e-7, fp16 4.6e-4 to
-# 1.2e-3, int8 0.074 to 0.086.
-EXPLAINED: dict[Precision, tuple[float, float]] = {"fp32": (0, 1e-4), "fp16": (1e-4, 2e-2), "int8": (2e-2, 0.35)}
 CALIBRATION_BATCH = {"mini": 8, "coco2017": 1}
 
 

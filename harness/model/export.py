@@ -13,6 +13,7 @@ import numpy.typing as npt
 from harness.errors import ExportError
 from harness.model.mmdet import HeadSpec
 from harness.model.parity import first_shift
+from harness.tolerances import TOLERANCES
 
 if TYPE_CHECKING:
     import onnx
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPSET = 17
-# Rounding of some 100 convolutions in another order: 6e-6 seen at full size; a wrong operator gives over 1e-2.
-RELATIVE_BOUND = 1e-4
 
 Maps = Mapping[str, npt.NDArray[np.float32]]
 GraphRunner = Callable[["onnx.ModelProto", npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
@@ -109,7 +108,7 @@ def _check(
     wanted = run_module(module, head, images)
     alone = {name: maps[:1] for name, maps in wanted.items()}
     for reference, batch in ((wanted, images), (alone, images[:1])):
-        shift = first_shift(reference, run_graph(model, batch), RELATIVE_BOUND)
+        shift = first_shift(reference, run_graph(model, batch), TOLERANCES["export"].relative)
         if shift is not None:
             raise ExportError(
                 f"the exported graph differs from torch at batch {len(batch)}, output '{shift.output}': "

@@ -12,16 +12,12 @@ import numpy.typing as npt
 from harness.errors import GraphError, Missing
 from harness.model.export import GraphRunner
 from harness.model.parity import Outputs, first_shift
+from harness.tolerances import TOLERANCES, Step
 
 if TYPE_CHECKING:
     import onnx
 
 Int8Scheme = Literal["u8s8", "s8"]
-
-# What a step may change, as relative L2 error of the worst output on images. simplify and a fixed batch re-order
-# float32 sums; fp16 rounds weights to 11 bits (the CPU that checks it computes wider: overflow shows in the run, not
-# here); int8 rounds activations to 8 bits and weights to 7 (reduced range).
-RELATIVE_BOUND: dict[str, float] = {"simplify": 1e-5, "batch": 1e-5, "fp16": 2e-2, "int8": 0.35}
 
 
 def load(path: Path) -> "onnx.ModelProto":
@@ -201,7 +197,7 @@ def _copy(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def checked(
-    step: str,
+    step: Step,
     before: "onnx.ModelProto",
     after: "onnx.ModelProto",
     images: npt.NDArray[np.float32],
@@ -232,8 +228,8 @@ def check_batch(
     _hold("batch", reference, run_graph(after, np.ascontiguousarray(images[rows])))
 
 
-def _hold(step: str, reference: Outputs, outputs: Outputs) -> None:
-    shift = first_shift(reference, outputs, RELATIVE_BOUND[step])
+def _hold(step: Step, reference: Outputs, outputs: Outputs) -> None:
+    shift = first_shift(reference, outputs, TOLERANCES[step].relative)
     if shift is not None:
         raise GraphError(
             f"step '{step}' changed output '{shift.output}': wanted {shift.wanted}, found {shift.found}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,15 @@ Outputs = Mapping[str, npt.NDArray[np.float32]]
 class Deviation:
     """Distance of one output from its reference.
 
-    relative: L2 norm of the difference over L2 norm of the reference. max_abs: in the output's own unit.
+    relative: L2 norm of the difference over L2 norm of the reference. max_abs, mean_abs: in the output's own unit.
+    cosine: of the angle between the two as vectors. Where NaN or Inf is on a side, errors are Inf and this is NaN.
     """
 
     output: str
     relative: float
     max_abs: float
+    mean_abs: float
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,21 @@ class Shift:
 
 def deviations(reference: Outputs, outputs: Outputs) -> list[Deviation]:
     """Per output, the largest first. Both must have the same names and shapes (see `first_shift`)."""
-    found = []
-    for name, wanted in reference.items():
-        expected, actual = wanted.astype(np.float64), outputs[name].astype(np.float64)
-        norm = float(np.linalg.norm(expected))
-        gap = expected - actual
-        relative = float(np.linalg.norm(gap)) / norm if norm > 0 else float(np.abs(gap).max(initial=0.0))
-        found.append(Deviation(name, relative, float(np.abs(gap).max(initial=0.0))))
+    found = [deviation(name, wanted, outputs[name]) for name, wanted in reference.items()]
     return sorted(found, key=lambda d: -d.relative)
+
+
+def deviation(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> Deviation:
+    """Of one tensor of any shape from its reference of the same."""
+    expected, actual = wanted.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        return Deviation(name, np.inf, np.inf, np.inf, np.nan)
+    gap = np.abs(expected - actual)
+    largest = float(gap.max(initial=0.0))
+    norms = float(np.linalg.norm(expected)), float(np.linalg.norm(actual))
+    relative = float(np.linalg.norm(gap)) / norms[0] if norms[0] > 0 else largest
+    cosine = float(expected @ actual) / (norms[0] * norms[1]) if min(norms) > 0 else float(norms[0] == norms[1])
+    return Deviation(name, relative, largest, float(gap.mean()) if gap.size else 0.0, cosine)
 
 
 def first_shift(reference: Outputs, outputs: Outputs, bound: float) -> Shift | None:

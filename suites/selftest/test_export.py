@@ -12,9 +12,10 @@ from torch import nn
 
 from harness.engines.reference import run_graph
 from harness.errors import ExportError, GraphError
-from harness.model.export import OPSET, RELATIVE_BOUND, export, raw_maps, run_module
+from harness.model.export import OPSET, export, raw_maps, run_module
 from harness.model.mmdet import HeadSpec
 from harness.model.parity import deviations, first_shift
+from harness.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.selftest
 
@@ -113,7 +114,7 @@ def test_the_opset_is_the_one_engines_were_tried_with(exported: onnx.ModelProto)
 def test_the_graph_computes_what_torch_computes(detector: nn.Module, exported: onnx.ModelProto, batch: int) -> None:
     images = np.random.default_rng(batch).normal(0, 1, (batch, 3, SIZE, SIZE)).astype(np.float32)
     wanted, found = run_module(detector, HEAD, images), run_graph(exported, images)
-    assert first_shift(wanted, found, RELATIVE_BOUND) is None
+    assert first_shift(wanted, found, TOLERANCES["export"].relative) is None
 
 
 # --- torch's side
@@ -147,7 +148,7 @@ def altered(change: Callable[[dict[str, Array]], Mapping[str, Array]]) -> Runner
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Array]], Mapping[str, Array]], str]] = {
     "one map scaled beyond the bound": (
-        lambda maps: maps | {"cls_2": maps["cls_2"] * np.float32(1 + 2 * RELATIVE_BOUND)},
+        lambda maps: maps | {"cls_2": maps["cls_2"] * np.float32(1 + 2 * TOLERANCES["export"].relative)},
         "batch 2, output 'cls_2': wanted relative L2 error at most 0.0001",
     ),
     "one map shifted": (
@@ -181,7 +182,7 @@ def test_a_graph_that_gives_something_else_is_refused(
 
 
 def test_a_difference_within_the_bound_is_rounding(detector: nn.Module, images: Array, tmp_path: Path) -> None:
-    rounded = altered(lambda maps: {k: v * np.float32(1 + RELATIVE_BOUND / 2) for k, v in maps.items()})
+    rounded = altered(lambda maps: {k: v * np.float32(1 + TOLERANCES["export"].relative / 2) for k, v in maps.items()})
     export(detector, HEAD, "image", images, rounded, tmp_path / "tiny.onnx")
     assert (tmp_path / "tiny.onnx").is_file()
 

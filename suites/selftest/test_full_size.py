@@ -19,7 +19,8 @@ from harness.detect.run import load_batch
 from harness.model.export import run_module
 from harness.model.mmdet import load_module
 from harness.model.parity import deviations
-from harness.pipeline import EMBEDDED, EXPLAINED, Cell, Pipeline, Settings
+from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
+from harness.tolerances import EXPLAINED
 from suites.selftest.matching import unmatched
 from suites.selftest.reference import mmdet_boxes
 from suites.selftest.seeded import seeded_baselines

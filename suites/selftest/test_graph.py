@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from harness.engines.reference import run_graph
 from harness.errors import GraphError
 from harness.model import graph
-from harness.model.graph import RELATIVE_BOUND, check_interface, checked, fix_batch, simplify, to_fp16, to_int8
+from harness.model.graph import check_interface, checked, fix_batch, simplify, to_fp16, to_int8
 from harness.model.parity import deviations, first_shift
+from harness.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.selftest
 
@@ -122,7 +123,7 @@ def test_fp16_holds_its_weights_in_half_precision(model: onnx.ModelProto) -> Non
 
 def test_fp16_differs_from_fp32(model: onnx.ModelProto, images: Array) -> None:
     shift = deviations(run_graph(model, images), run_graph(to_fp16(model), images))[0]
-    assert 0 < shift.relative < RELATIVE_BOUND["fp16"]
+    assert 0 < shift.relative < TOLERANCES["fp16"].relative
 
 
 def test_int8_quantises_every_convolution(model: onnx.ModelProto, images: Array) -> None:
@@ -211,15 +212,15 @@ def scaled(factor: float) -> Callable[[onnx.ModelProto, Array], dict[str, Array]
     return run
 
 
-@pytest.mark.parametrize("step", RELATIVE_BOUND)
+@pytest.mark.parametrize("step", TOLERANCES)
 def test_a_step_that_is_off_by_more_than_its_bound_is_caught(model: onnx.ModelProto, images: Array, step: str) -> None:
     with pytest.raises(GraphError, match=f"step '{step}' changed output 'box_2': wanted relative L2 error at most"):
-        checked(step, model, model, images, scaled(1 + 1.1 * RELATIVE_BOUND[step] + 1e-6))
+        checked(step, model, model, images, scaled(1 + 1.1 * TOLERANCES[step].relative + 1e-6))
 
 
 @pytest.mark.parametrize("step", ["simplify", "fp16", "int8"])
 def test_a_step_that_is_off_by_less_than_its_bound_passes(model: onnx.ModelProto, images: Array, step: str) -> None:
-    checked(step, model, model, images, scaled(1 + 0.9 * RELATIVE_BOUND[step]))
+    checked(step, model, model, images, scaled(1 + 0.9 * TOLERANCES[step].relative))
 
 
 def renamed(model: onnx.ModelProto) -> None:
