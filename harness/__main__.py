@@ -20,6 +20,7 @@ EXIT_OK, EXIT_DIFFERENT, EXIT_FAULT, EXIT_WRONG_INPUT = 0, 1, 3, 4
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # as a shell has them: 128 + SIGINT, 128 + SIGPIPE
 RESULTS = Path("results/results.json")
 HISTORY = Path("results/history.jsonl")
+BLAMED = Path("results/blame")
 FORMATS = ("table", "json", "markdown")
 SKIPPED_SHOWN = 5
 TABLE_COLUMNS = 100
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_fetch(commands)
     _add_compare(commands)
+    _add_blame(commands)
 
     schema = commands.add_parser(
         "schema", help="write the JSON schemas of results and of the files in baselines/ again"
@@ -192,6 +194,65 @@ def _add_compare(commands: "argparse._SubParsersAction[_Parser]") -> None:
     speed.add_argument("--checkpoints", type=_path, metavar="DIR", help="env CHECKPOINTS_DIR, default ./checkpoints")
     speed.add_argument("--cache-dir", type=_path, metavar="DIR", help="default $DETGATE_CACHE or ~/.cache/detgate")
     compare.set_defaults(run=_compare)
+
+
+def _add_blame(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    blame = commands.add_parser(
+        "blame",
+        help="which stage, and which layer, a cell loses accuracy in",
+        description="Take the same images through torch, ONNX, the simplified and the typed graph and the engine, tell "
+        "what each hop costs, and look within the graph of the first that breaks for the first layer that departs. "
+        "That layer is kept as an ONNX of its own, with its inputs. Given such a folder in place of a cell, run it "
+        "again. Exit code: 0 nothing departs, 1 a hop breaks or a layer departs, 4 wrong input.",
+    )
+    blame.add_argument("cell", metavar="CELL|FOLDER", help="e.g. pisa-fp16-tensorrt, or a folder that this wrote")
+    blame.add_argument("--against", metavar="CELL", help="a cell to compare layers with, in place of ONNX Runtime's")
+    blame.add_argument("--format", choices=FORMATS, default="table", help="default table")
+    blame.add_argument("--html", type=_path, metavar="FILE", help="write a page too")
+    blame.add_argument(
+        "--out", type=_path, default=BLAMED, metavar="DIR", help=f"where the layer is kept, by cell (default {BLAMED})"
+    )
+    blame.add_argument("--onnx", type=_path, metavar="FILE", help="start from this ONNX of the raw head maps")
+    blame.add_argument("--engine-file", type=_path, metavar="FILE", help="the engine is this file")
+    blame.add_argument("--engine-option", action="append", default=[], metavar="ENGINE.KEY=VALUE")
+    blame.add_argument("--batch-size", type=_whole_number, metavar="N", help="images of a call")
+    blame.add_argument("--dataset", choices=("auto", "mini", "coco2017"), default="auto", help="default auto")
+    blame.add_argument("--data-dir", type=_path, metavar="DIR", help="COCO (env DATASETS_DIR, default ./coco)")
+    blame.add_argument("--baselines", type=_path, default=SHIPPED_BASELINES, metavar="DIR")
+    blame.add_argument("--checkpoints", type=_path, metavar="DIR", help="env CHECKPOINTS_DIR, default ./checkpoints")
+    blame.add_argument("--cache-dir", type=_path, metavar="DIR", help="default $DETGATE_CACHE or ~/.cache/detgate")
+    blame.set_defaults(run=_blame)
+
+
+def _blame(options: argparse.Namespace) -> int:
+    from harness.blame.command import Request, blame, run_alone
+    from harness.cache import default_directory
+    from harness.engines.table import parse_options
+    from harness.pipeline import Settings
+
+    settings = Settings(
+        baselines=options.baselines,
+        cache_dir=options.cache_dir or default_directory().expanduser(),
+        checkpoints=options.checkpoints or _path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints"),
+        data_dir=options.data_dir or _data_dir(),
+        dataset=options.dataset,
+        batch_size=options.batch_size,
+        onnx=options.onnx,
+        engine_file=options.engine_file,
+        engine_options=parse_options(options.engine_option),
+    )
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if _path(options.cell).is_dir():
+        line, departs = run_alone(_path(options.cell), settings)
+        print(line)
+        return EXIT_DIFFERENT if departs else EXIT_OK
+    request = Request(options.cell, options.against, options.out, options.html, options.format, _columns())
+    text, healthy = blame(request, settings, tell)
+    print(text)
+    return EXIT_OK if healthy else EXIT_DIFFERENT
 
 
 def _whole_number(text: str) -> int:

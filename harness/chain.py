@@ -25,7 +25,7 @@ from harness.tolerances import Step
 
 IMAGES = 8
 """Of the data set, the first: what every stage is shown."""
-TORCH, ONNX, SIMPLIFIED, TYPED = "torch", "onnx", "simplified", "typed graph"
+TORCH, ONNX, SIMPLIFIED, TYPED = "torch", "onnx", "simplified", "graph"
 
 Images = npt.NDArray[np.float32]
 Maps = Mapping[str, npt.NDArray[np.float32]]
@@ -107,7 +107,7 @@ def _runners(pipeline: Pipeline, prepared: Prepared, stack: ExitStack) -> Iterat
         for name, step, made in graphs(pipeline, prepared):
             yield name, step, partial(run_graph, graph.load(made.path))
     session = stack.enter_context(prepared.engine.open(prepared.source, prepared.file.path))
-    yield f"engine ({prepared.cell.engine})", prepared.cell.precision, session.infer
+    yield prepared.cell.engine, prepared.cell.precision, session.infer
 
 
 def graphs(pipeline: Pipeline, prepared: Prepared) -> Iterator[tuple[str, Step, Artifact]]:
@@ -118,7 +118,7 @@ def graphs(pipeline: Pipeline, prepared: Prepared) -> Iterator[tuple[str, Step, 
     yield SIMPLIFIED, "simplify", pipeline.simplified(model, start.weights)
     precision = built_from(prepared)
     step: Step = "batch" if precision == "fp32" else precision
-    yield f"{TYPED} ({precision})", step, typed(pipeline, prepared, precision)
+    yield f"{precision} {TYPED}", step, typed(pipeline, prepared, precision)
 
 
 def built_from(prepared: Prepared) -> Precision:
@@ -129,6 +129,10 @@ def built_from(prepared: Prepared) -> Precision:
 
 def typed(pipeline: Pipeline, prepared: Prepared, precision: Precision) -> Artifact:
     """The graph of a precision for the cell's batch, in the scheme of its engine."""
-    scheme = prepared.engine.capabilities.int8_scheme if precision == "int8" else None
-    weights = Start.of(pipeline, prepared).weights
-    return pipeline.fixed(prepared.cell.model, precision, scheme, weights, prepared.source.batch)
+    return typed_as(pipeline, prepared, precision, prepared.engine.capabilities.int8_scheme)
+
+
+def typed_as(pipeline: Pipeline, prepared: Prepared, precision: Precision, scheme: graph.Int8Scheme | None) -> Artifact:
+    """The graph of a precision for the cell's batch, int8 in this scheme."""
+    weights, batch = Start.of(pipeline, prepared).weights, prepared.source.batch
+    return pipeline.fixed(prepared.cell.model, precision, scheme if precision == "int8" else None, weights, batch)

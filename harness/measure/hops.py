@@ -52,7 +52,7 @@ class Hop:
 
     @property
     def name(self) -> str:
-        """`typed graph -> engine`."""
+        """`int8 graph -> tensorrt`."""
         return f"{self.before} -> {self.after}"
 
     @property

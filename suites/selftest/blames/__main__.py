@@ -1,0 +1,65 @@
+"""`python -m suites.selftest.blames [MODEL ...] [--out FILE]`: the proof that blame names the layer that was damaged.
+
+Plants faults at places chosen at random (seeded) in the engine's build, searches for each, and writes what was found,
+with time and extra runs, to baselines/proof/blame.json. Models that the file has and that are not named are kept. About
+five minutes for the mini models; the full-size ones need --checkpoints, --baselines and, for each, minutes a fault.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.cache import default_directory
+from harness.model.registry import SHIPPED_BASELINES
+from harness.pipeline import Pipeline, Settings
+from suites.selftest.blames.prove import Bench, places
+
+OUT = SHIPPED_BASELINES / "proof" / "blame.json"
+MINI = ["pisa-mini", "paa-mini"]
+WANTED = 0.95
+
+
+def main() -> int:
+    """Run the proof; 1 where fewer than 19 of 20 layers are the right ones."""
+    parser = argparse.ArgumentParser(prog="python -m suites.selftest.blames", description=__doc__)
+    parser.add_argument("models", nargs="*", default=MINI, metavar="MODEL")
+    parser.add_argument(
+        "--engine", action="append", metavar="ENGINE", help="take turns (default onnxruntime, openvino)"
+    )
+    parser.add_argument("--each", type=int, default=2, metavar="N", help="places for each kind of fault (default 2)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
+    parser.add_argument("--cache-dir", type=Path, default=default_directory().expanduser(), metavar="DIR")
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR")
+    parser.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
+    options = parser.parse_args()
+    settings = Settings(
+        baselines=options.baselines,
+        cache_dir=options.cache_dir,
+        checkpoints=options.checkpoints,
+        batch_size=options.batch_size,
+    )
+    bench, found = Bench(Pipeline(settings)), []
+    for model, kind, engine, number in places(
+        options.models, options.engine or ["onnxruntime", "openvino"], options.each
+    ):
+        one = bench.prove(model, kind, engine, number)
+        found.append(asdict(one))
+        print(
+            f"{'right' if one.right else 'WRONG'} {model} {engine} {kind} at {one.place}: {one.blamed}, "
+            f"{one.suspect_runs} + {one.reference_runs} runs, {one.seconds} s",
+            flush=True,
+        )
+    kept = json.loads(options.out.read_text(encoding="utf-8"))["faults"] if options.out.is_file() else []
+    kept = [one for one in kept if one["model"] not in options.models]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"faults": kept + found}, indent=1) + "\n", encoding="utf-8")
+    right = sum(one["right"] and one["alone_again"] for one in found)
+    print(f"{right} of {len(found)} faults: the right layer, and alone it shows the same error: {options.out}")
+    return 0 if right >= WANTED * len(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
