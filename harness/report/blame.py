@@ -89,7 +89,7 @@ def _hop(hop: Hop, first: bool) -> list[str]:
 def _layer(found: Blame, at: Found) -> list[str]:
     assert found.reference is not None
     assert found.suspect is not None
-    layer, shapes = at.layer, at.layers.shapes
+    layer, shapes, seen = at.layer, at.layers.shapes, at.seen
     number = at.layers.layers.index(layer) + 1
     nodes = f", with {', '.join(layer.nodes[:-1])}" if len(layer.nodes) > 1 else ""
     return [
@@ -99,7 +99,7 @@ def _layer(found: Blame, at: Found) -> list[str]:
         *([f"  attributes {attributes(at)}"] if attributes(at) else []),
         f"  reference  {found.reference.name}",
         f"  suspect    {found.suspect.name}",
-        f"  alone      {at.seen.worst.relative:.2g} off (relative L2) from the reference's inputs, {at.seen.bound:g} explained",
+        f"  alone      {seen.worst.relative:.2g} off (relative L2) on the reference's inputs, explained {seen.bound:g}",
     ]
 
 
@@ -131,9 +131,11 @@ def _bars(nearby: Sequence[Nearby], found: Found) -> list[list[str]]:
 
 def bar(relative: float) -> str:
     """Longer by the same for each power of ten above 1e-8; full from 1 on."""
-    if not relative > LEAST_ERROR:
-        return "" if relative <= LEAST_ERROR else "█" * BAR
-    return "█" * max(1, min(BAR, round(BAR * (1 - math.log10(relative) / math.log10(LEAST_ERROR)))))
+    if relative <= LEAST_ERROR:
+        return ""
+    if not relative < 1:  # NaN too
+        return "█" * BAR
+    return "█" * max(1, round(BAR * (1 - math.log10(relative) / math.log10(LEAST_ERROR))))
 
 
 def _footer(found: Blame) -> list[str]:

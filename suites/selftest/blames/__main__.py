@@ -34,11 +34,13 @@ def main() -> int:
     parser.add_argument("--cache-dir", type=Path, default=default_directory().expanduser(), metavar="DIR")
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"), metavar="DIR")
     parser.add_argument("--baselines", type=Path, default=SHIPPED_BASELINES, metavar="DIR")
+    parser.add_argument("--data-dir", type=Path, default=Path("coco"), metavar="DIR", help="COCO, for full-size int8")
     options = parser.parse_args()
     settings = Settings(
         baselines=options.baselines,
         cache_dir=options.cache_dir,
         checkpoints=options.checkpoints,
+        data_dir=options.data_dir,
         batch_size=options.batch_size,
     )
     bench, found = Bench(Pipeline(settings)), []

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,47 +10,62 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 
+from harness import chain
 from harness.blame import reproducer
 from harness.blame.case import bounds
 from harness.blame.search import Search
 from harness.blame.sides import EngineRunner, Images, Side
-from harness.engines import Engine, Session, Source
+from harness.cache import Artifact
+from harness.engines import Engine, Source
 from harness.engines.reference import run_graph
 from harness.model.parity import deviations
-from harness.pipeline import Cell, Pipeline
+from harness.model.registry import Precision
+from harness.pipeline import Cell, Pipeline, Prepared
 from suites.selftest.blames.plant import PRECISION_OF, Kind, Planted, plant
+from suites.selftest.faults.graphs import edit
 
 SILENT = 1e-5
 """A fault that moves no output by more, relative L2, is none that anyone could see: another place is drawn."""
 
 
-class Damaging(Engine):
-    """An engine whose build plants a fault in every graph that holds its place."""
+Build = Callable[[Any, Source, Path], None]
 
-    def __init__(self, engine: Engine, planted: Planted) -> None:
-        self.inner, self.planted = engine, planted
-        self.name, self.file_suffix, self.options = engine.name, engine.file_suffix, engine.options  # type: ignore[misc]
 
-    @property
-    def capabilities(self) -> Any:
-        return self.inner.capabilities
+def damaged_build(healthy: Build, damage: Callable[[onnx.ModelProto], None]) -> Build:
+    """An engine's `build` that damages whatever graph it is given; `healthy` of it is the one that does not."""
 
-    def available(self) -> str | None:
-        return self.inner.available()
-
-    def version(self) -> str:
-        return self.inner.version()
-
-    def build(self, source: Source, target: Path) -> None:
+    def build(self: Engine, source: Source, target: Path) -> None:
         assert source.graph is not None
         model = onnx.load(str(source.graph))
-        self.planted.damage(model)
+        damage(model)
         damaged = target.with_name("damaged.onnx")
         onnx.save(model, str(damaged))
-        self.inner.build(replace(source, graph=damaged), target)
+        healthy(self, replace(source, graph=damaged), target)
 
-    def open(self, source: Source, file: Path) -> Session:
-        return self.inner.open(source, file)
+    build.healthy = healthy  # type: ignore[attr-defined]
+    return build
+
+
+def damaging(engine: Engine, damage: Callable[[onnx.ModelProto], None]) -> Engine:
+    """The engine, but what it builds is damaged."""
+    kind = type(engine)
+    return type(kind.__name__, (kind,), {"build": damaged_build(kind.build, damage)})(engine.options)  # type: ignore[no-any-return]
+
+
+def with_a_wrong_scale(path: Path) -> Callable[..., Artifact]:
+    """In place of `harness.chain.typed`: the int8 graph's first activation is clipped at an eighth of its range."""
+    healthy = chain.typed
+
+    def typed(pipeline: Pipeline, prepared: Prepared, precision: Precision) -> Artifact:
+        made = healthy(pipeline, prepared, precision)
+        if precision != "int8":
+            return made
+        model = onnx.load(str(made.path))
+        edit(model, "/backbone/conv1/Conv_output_0_scale", lambda step: step / np.float32(8))
+        onnx.save(model, str(path))
+        return replace(made, path=path)
+
+    return typed
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ class Bench:
         rng = np.random.default_rng([self.seed, number, *kind.encode(), *model.encode()])
         planted, effect, silent = _felt(kind, healthy, images, rng)
         reference = Side.of("reference", healthy, run_graph)
-        suspect = Side.of("suspect", healthy, EngineRunner(Damaging(prepared.engine, planted), prepared.source))
+        suspect = Side.of("suspect", healthy, EngineRunner(damaging(prepared.engine, planted.damage), prepared.source))
         start = time.perf_counter()
         found = Search(reference, suspect, images, bounds(True, prepared.cell.precision), lambda line: None).run()
         seconds = round(time.perf_counter() - start, 1)

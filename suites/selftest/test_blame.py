@@ -1,0 +1,280 @@
+"""`python -m harness blame`: the layer that was damaged is the one that is named; a healthy cell has none.
+
+The whole proof, 20 places and full-size graphs, is `python -m suites.selftest.blames`.
+"""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from harness import chain
+from harness.__main__ import main
+from harness.blame.case import bounds
+from harness.blame.layers import Layers, shapes_of
+from harness.blame.ranges import ranges
+from harness.blame.search import Bounds, Search
+from harness.blame.sides import Side
+from harness.engines.onnxruntime import OnnxRuntime
+from harness.engines.reference import run_graph
+from harness.errors import GraphError
+from harness.pipeline import Pipeline, Settings
+from harness.report.blame import bar
+from suites.selftest.blames.plant import Kind
+from suites.selftest.blames.prove import Bench, damaged_build, with_a_wrong_scale
+from suites.selftest.faults.graphs import edit
+
+pytestmark = pytest.mark.selftest
+
+CELL = "pisa-mini-fp32-onnxruntime"
+WEIGHT, NODE = "detector.neck.fpn_convs.1.conv.weight", "/neck/fpn_convs.1/conv/Conv"
+SIZE = 8
+
+
+# --- graphs small enough to see through
+
+
+def constant(name: str, values: object) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(values), name)
+
+
+def chain_of_layers(factors: list[float], normalised: bool = False) -> onnx.ModelProto:
+    """`image` times each factor in turn (`by_0`, `by_1` ...); the last product over its own maximum, if wanted."""
+    nodes, before, constants = [], "image", []
+    for i, factor in enumerate(factors):
+        constants.append(constant(f"factor_{i}", np.float32(factor)))
+        nodes.append(helper.make_node("Mul", [before, f"factor_{i}"], [f"by_{i}"], f"multiply_{i}"))
+        before = f"by_{i}"
+    if normalised:
+        nodes.append(helper.make_node("ReduceMax", [before], ["most"], "maximum", keepdims=1))
+        nodes.append(helper.make_node("Div", [before, "most"], ["share"], "normalise"))
+        before = "share"
+    nodes.append(helper.make_node("Relu", [before], ["out"], "last"))
+    shape = (1, 3, SIZE, SIZE)
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("image", "out")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "chain", *ends, constants), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 9
+    return model
+
+
+def searched(good: onnx.ModelProto, bad: onnx.ModelProto, layer: float = 1e-5) -> tuple[str, bool, Side]:
+    suspect = Side.of("suspect", bad, run_graph)
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
+    found = Search(Side.of("reference", good, run_graph), suspect, images, Bounds(layer, 1e-4), lambda line: None).run()
+    return found.layer.name, found.seen.departs, suspect
+
+
+@pytest.mark.parametrize("place", [0, 9, 20, 39])
+def test_the_layer_whose_constant_is_wrong_is_found_wherever_it_is(place: int) -> None:
+    factors = [1.01] * 40
+    wrong = [*factors[:place], 1.03, *factors[place + 1 :]]
+    assert searched(chain_of_layers(factors), chain_of_layers(wrong))[:2] == (f"multiply_{place}", True)
+
+
+def test_of_two_wrong_layers_the_first_in_depth_order_is_found() -> None:
+    factors = [1.01] * 20
+    wrong = [*factors[:5], 1.03, *factors[6:15], 2.0, *factors[16:]]
+    assert searched(chain_of_layers(factors), chain_of_layers(wrong))[0] == "multiply_5"
+
+
+def test_an_error_that_a_normalisation_behind_takes_away_is_found_all_the_same() -> None:
+    factors = [1.01] * 20
+    wrong = [*factors[:5], 1.03, *factors[6:]]
+    found = searched(chain_of_layers(factors, normalised=True), chain_of_layers(wrong, normalised=True))
+    assert found[:2] == ("multiply_5", True)
+
+
+def test_where_nothing_is_wrong_no_layer_departs() -> None:
+    model = chain_of_layers([1.01] * 20)
+    assert not searched(model, model)[1]
+
+
+def test_the_search_runs_few_parts_and_not_each_layer() -> None:
+    factors = [1.01] * 200
+    wrong = [*factors[:150], 1.03, *factors[151:]]
+    name, departs, suspect = searched(chain_of_layers(factors), chain_of_layers(wrong))
+    assert (name, departs) == ("multiply_150", True)
+    assert suspect.runs <= 3 * 8 + 1
+
+
+def test_an_error_within_what_the_precision_explains_is_no_departure() -> None:
+    factors = [1.01] * 20
+    wrong = [*factors[:5], 1.011, *factors[6:]]
+    assert searched(chain_of_layers(factors), chain_of_layers(wrong), layer=2e-3)[:2] == ("multiply_5", False)
+
+
+def test_graphs_without_a_common_tensor_are_refused() -> None:
+    with pytest.raises(GraphError, match="the two graphs share no tensor but the image"):
+        Layers(Side.of("one", chain_of_layers([1.0]), run_graph).graph, {"image": (1, 3, SIZE, SIZE)})
+
+
+def test_what_only_stores_values_belongs_to_the_layer_behind_it() -> None:
+    model = chain_of_layers([1.0, 2.0])
+    for name, kind in (("step", np.float32(0.1)), ("zero", np.uint8(0))):
+        model.graph.initializer.append(constant(name, kind))
+    model.graph.node[1].input[0] = "restored"
+    model.graph.node.insert(
+        1, helper.make_node("DequantizeLinear", ["stored", "step", "zero"], ["restored"], "restore")
+    )
+    model.graph.node.insert(1, helper.make_node("QuantizeLinear", ["by_0", "step", "zero"], ["stored"], "store"))
+    graph = Side.of("int8", model, run_graph).graph
+    layers = {layer.name: layer for layer in Layers(graph, shapes_of(graph)).layers}
+    assert list(layers) == ["multiply_0", "multiply_1", "last"]
+    assert (layers["multiply_1"].inputs, set(layers["multiply_1"].nodes)) == (
+        ("by_0",),
+        {"store", "restore", "multiply_1"},
+    )
+
+
+# --- ranges
+
+
+def test_ranges_tell_inf_zeros_and_what_the_quantiser_cannot_hold() -> None:
+    nodes = [helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["y"])]
+    ends = [[helper.make_tensor_value_info(n, k, (4,))] for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT8))]
+    constants = [constant("step", np.float32(0.5)), constant("zero", np.int8(0))]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends, constants))
+    (found,) = ranges(model, {"x": np.array([0, -64, 63.5, np.inf], np.float32)}, "suspect")
+    assert (found.low, found.high, found.inf, found.nan) == (-64, 63.5, 0.25, 0)
+    assert (found.zeros, found.saturated) == (0.25, 0.75)
+
+
+# --- faults in real graphs, planted in what an engine builds
+
+
+@pytest.fixture(scope="module")
+def bench(session_cache: Path) -> Bench:
+    return Bench(Pipeline(Settings(cache_dir=session_cache, batch_size=1)))
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_the_damaged_layer_is_named_and_alone_shows_the_same_error(bench: Bench, kind: Kind) -> None:
+    found = bench.prove("pisa-mini", kind, "onnxruntime", 0)
+    assert (found.right, found.departs, found.alone_again) == (True, True, True), found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("same_graph", [True, False])
+def test_no_layer_explains_as_much_as_the_whole_graph(precision: str, same_graph: bool) -> None:
+    found = bounds(same_graph, precision)  # type: ignore[arg-type]
+    assert found.layer <= found.of(10) <= found.of(1000) <= found.whole
+
+
+# --- the command
+
+
+@pytest.fixture
+def damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime, whose builder makes one tensor of weights two per cent larger."""
+
+    def larger(model: onnx.ModelProto) -> None:
+        if any(tensor.name == WEIGHT for tensor in model.graph.initializer):
+            edit(model, WEIGHT, lambda values: values * np.float32(1.02))
+
+    monkeypatch.setattr(OnnxRuntime, "build", damaged_build(OnnxRuntime.build, larger))
+    monkeypatch.setattr(OnnxRuntime, "version", lambda self: "one weight x 1.02")  # is not taken for the true one
+
+
+@pytest.fixture
+def options(session_cache: Path, tmp_path: Path) -> list[str]:
+    return ["--cache-dir", str(session_cache), "--batch-size", "2", "--out", str(tmp_path / "blame")]
+
+
+def test_the_command_names_the_hop_and_the_layer(
+    damaged: None, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["blame", CELL, *options]) == 1
+    said = capsys.readouterr().out
+    assert f"the first layer that departs is {NODE} (Conv)" in said
+    assert "fp32 graph -> onnxruntime breaks: output '" in said
+
+
+def test_the_folder_shows_the_error_alone_and_holds_in_a_healthy_engine(
+    damaged: None, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "blame" / CELL)
+    main(["blame", CELL, *options])
+    capsys.readouterr()
+    assert main(["blame", folder]) == 1
+    assert capsys.readouterr().out.startswith(f"DEPARTS {NODE} (Conv) alone in {CELL}: 0.0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntime, "build", OnnxRuntime.build.healthy)  # type: ignore[attr-defined]
+        assert main(["blame", folder]) == 0
+    assert capsys.readouterr().out.startswith(f"HOLDS {NODE}")
+
+
+def test_the_page_needs_nothing_from_elsewhere(damaged: None, options: list[str], tmp_path: Path) -> None:
+    main(["blame", CELL, *options, "--html", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert NODE in page
+    assert not any(word in page for word in ("<script", "<link", "src=", "@import"))
+
+
+def test_json_has_the_layer_its_ranges_and_the_runs(
+    damaged: None, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["blame", CELL, *options, "--format", "json"])
+    layer = json.loads(capsys.readouterr().out)["layer"]
+    assert (layer["name"], layer["departs"], layer["attributes"][:9]) == (NODE, True, "dilations")
+    assert {one["side"] for one in layer["ranges"]} == {"reference", "suspect"}
+    assert 0 < layer["runs"]["suspect"] < 30
+
+
+def test_another_cell_can_be_the_reference(
+    damaged: None, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["blame", CELL, "--against", "pisa-mini-fp32-openvino", *options]) == 1
+    said = capsys.readouterr().out
+    assert f"the first layer that departs is {NODE} (Conv)" in said
+    assert "reference  pisa-mini-fp32-openvino" in said
+
+
+@pytest.mark.parametrize("which", [CELL, "paa-mini-int8-onnxruntime"])
+def test_a_healthy_cell_has_no_layer_that_departs(
+    which: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["blame", which, *options]) == 0
+    assert "no hop breaks; no layer that was run alone departs" in capsys.readouterr().out
+
+
+def test_where_the_typed_graph_lost_it_the_fp32_graph_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chain, "typed", with_a_wrong_scale(tmp_path / "wrong.onnx"))
+    assert main(["blame", "pisa-mini-int8-onnxruntime", *options]) == 1
+    said = capsys.readouterr().out
+    assert "the first layer that departs is /backbone/relu/Relu (Relu)" in said
+    assert "reference  the fp32 graph in ONNX Runtime" in said
+
+
+def test_an_engine_without_a_graph_has_hops_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["blame", "pisa-mini-fp32-torch", *options]) == 0
+    assert "no hop breaks; torch runs torch's module: there is no graph" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pisa-mini-fp33-onnxruntime"], "is no cell"),
+        (["suites"], "suites holds no layer: layer.json"),
+        ([CELL, "--against", "paa-mini-fp32-onnxruntime"], "are of different models"),
+        ([CELL, "--against", "pisa-mini-fp32-torch"], "runs no graph that could be looked into"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(
+    words: list[str], said: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["blame", *words, *options]) == 4
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("relative", "length"), [(0, 0), (1e-8, 0), (1e-4, 12), (1.0, 24), (np.inf, 24), (np.nan, 24)])
+def test_a_bar_is_longer_for_a_larger_error(relative: float, length: int) -> None:
+    assert len(bar(relative)) == length
