@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,24 +29,6 @@ TORCH, ONNX, SIMPLIFIED, TYPED = "torch", "onnx", "simplified", "graph"
 Images = npt.NDArray[np.float32]
 Maps = Mapping[str, npt.NDArray[np.float32]]
 Infer = Callable[[Images], Maps]
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a cell's way begins: its weights, or none where the user gave the ONNX."""
-
-    weights: Weights | None
-
-    @classmethod
-    def of(cls, pipeline: Pipeline, prepared: Prepared) -> "Start":
-        """Of a prepared cell; of an engine file that the user gave, the checkpoint of the model that it is run as.
-
-        Raises:
-            Missing: there is neither a checkpoint nor an ONNX.
-        """
-        if pipeline.settings.onnx is not None:
-            return cls(None)
-        return cls(prepared.source.weights or pipeline.checkpoint(prepared.cell.model))
 
 
 def measure(pipeline: Pipeline, cell: Cell, random: bool = False) -> Iterator[Hop]:
@@ -99,9 +80,9 @@ def _decoded(
 
 def _runners(pipeline: Pipeline, prepared: Prepared, stack: ExitStack) -> Iterator[tuple[str, Step, Infer]]:
     """Name, step and runner of each stage, in order; the engine is opened on `stack` when it is reached."""
-    model, start = prepared.cell.model, Start.of(pipeline, prepared)
-    if start.weights is not None:
-        module = load_module(pipeline.models[model], pipeline.config(model), start.weights.path)
+    model, weights = prepared.cell.model, _weights(pipeline, prepared)
+    if weights is not None:
+        module = load_module(pipeline.models[model], pipeline.config(model), weights.path)
         yield TORCH, "fp32", lambda images: run_module(module, pipeline.head(model), images)
     if prepared.engine.capabilities.source == "graph":
         for name, step, made in graphs(pipeline, prepared):
@@ -112,13 +93,24 @@ def _runners(pipeline: Pipeline, prepared: Prepared, stack: ExitStack) -> Iterat
 
 def graphs(pipeline: Pipeline, prepared: Prepared) -> Iterator[tuple[str, Step, Artifact]]:
     """The graphs on the cell's way, each with the name of its stage and its step; its engine builds from the last."""
-    model, start = prepared.cell.model, Start.of(pipeline, prepared)
-    if start.weights is not None:
-        yield ONNX, "export", pipeline.exported(model, start.weights)
-    yield SIMPLIFIED, "simplify", pipeline.simplified(model, start.weights)
+    model, weights = prepared.cell.model, _weights(pipeline, prepared)
+    if weights is not None:
+        yield ONNX, "export", pipeline.exported(model, weights)
+    yield SIMPLIFIED, "simplify", pipeline.simplified(model, weights)
     precision = built_from(prepared)
     step: Step = "batch" if precision == "fp32" else precision
     yield f"{precision} {TYPED}", step, typed(pipeline, prepared, precision)
+
+
+def _weights(pipeline: Pipeline, prepared: Prepared) -> Weights | None:
+    """Where the way begins: the cell's weights, for an engine file the model's checkpoint; none where ONNX was given.
+
+    Raises:
+        Missing: there is neither a checkpoint nor an ONNX.
+    """
+    if pipeline.settings.onnx is not None:
+        return None
+    return prepared.source.weights or pipeline.checkpoint(prepared.cell.model)
 
 
 def built_from(prepared: Prepared) -> Precision:
@@ -134,5 +126,5 @@ def typed(pipeline: Pipeline, prepared: Prepared, precision: Precision) -> Artif
 
 def typed_as(pipeline: Pipeline, prepared: Prepared, precision: Precision, scheme: graph.Int8Scheme | None) -> Artifact:
     """The graph of a precision for the cell's batch, int8 in this scheme."""
-    weights, batch = Start.of(pipeline, prepared).weights, prepared.source.batch
+    weights, batch = _weights(pipeline, prepared), prepared.source.batch
     return pipeline.fixed(prepared.cell.model, precision, scheme if precision == "int8" else None, weights, batch)

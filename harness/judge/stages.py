@@ -51,4 +51,4 @@ def judge(cell: str, hops: Sequence[Hop], blame: str) -> Verdict:
         worst = max((hop.worst.relative for hop in hops if hop.worst), default=0.0)
         return Verdict(cell, "conformance", CHECK, Status.PASS, f"{len(hops)} hops, the largest error {worst:.2g}")
     reason = f"{found.hop.name} is the first of {len(hops)} hops that breaks: {found.reason}"
-    return Verdict(cell, "conformance", CHECK, Status.INVALID, reason, found.figure, None, found.bound, remedy=blame)
+    return Verdict(cell, "conformance", CHECK, Status.INVALID, reason, found.figure, found.bound, remedy=blame)

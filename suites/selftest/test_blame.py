@@ -3,9 +3,13 @@
 The whole proof, 20 places and full-size graphs, is `python -m suites.selftest.blames`.
 """
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -14,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from harness import chain
 from harness.__main__ import main
-from harness.blame.case import bounds
+from harness.blame.case import AROUND, bounds
 from harness.blame.layers import Layers, shapes_of
 from harness.blame.ranges import ranges
 from harness.blame.search import Bounds, Search
@@ -24,6 +28,7 @@ from harness.engines.reference import run_graph
 from harness.errors import GraphError
 from harness.pipeline import Pipeline, Settings
 from harness.report.blame import bar
+from harness.tolerances import LAYER_BOUND
 from suites.selftest.blames.plant import Kind
 from suites.selftest.blames.prove import Bench, damaged_build, with_a_wrong_scale
 from suites.selftest.faults.graphs import edit
@@ -169,16 +174,45 @@ def test_no_layer_explains_as_much_as_the_whole_graph(precision: str, same_graph
 # --- the command
 
 
+def larger(model: onnx.ModelProto) -> None:
+    """One tensor of weights by two per cent, in a graph that has it."""
+    if any(tensor.name == WEIGHT for tensor in model.graph.initializer):
+        edit(model, WEIGHT, lambda values: values * np.float32(1.02))
+
+
+@contextmanager
+def damaged_engine() -> Iterator[None]:
+    """ONNX Runtime, whose builder damages one layer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnnxRuntime, "build", damaged_build(OnnxRuntime.build, larger))
+        patch.setattr(OnnxRuntime, "version", lambda self: "one weight x 1.02")  # is not taken for the true one
+        yield
+
+
 @pytest.fixture
-def damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime, whose builder makes one tensor of weights two per cent larger."""
+def damaged() -> Iterator[None]:
+    with damaged_engine():
+        yield
 
-    def larger(model: onnx.ModelProto) -> None:
-        if any(tensor.name == WEIGHT for tensor in model.graph.initializer):
-            edit(model, WEIGHT, lambda values: values * np.float32(1.02))
 
-    monkeypatch.setattr(OnnxRuntime, "build", damaged_build(OnnxRuntime.build, larger))
-    monkeypatch.setattr(OnnxRuntime, "version", lambda self: "one weight x 1.02")  # is not taken for the true one
+@dataclass(frozen=True)
+class Told:
+    """What the command left of the damaged cell."""
+
+    code: int
+    json: dict[str, Any]
+    folder: Path
+    page: str
+
+
+@pytest.fixture(scope="module")
+def told(session_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    out, said = tmp_path_factory.mktemp("blame"), io.StringIO()
+    page = out / "page.html"
+    with damaged_engine(), redirect_stdout(said):
+        words = ["--cache-dir", session_cache, "--batch-size", 2, "--out", out, "--html", page, "--format", "json"]
+        code = main(["blame", CELL, *map(str, words)])
+    return Told(code, json.loads(said.getvalue()), out / CELL, page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -186,45 +220,39 @@ def options(session_cache: Path, tmp_path: Path) -> list[str]:
     return ["--cache-dir", str(session_cache), "--batch-size", "2", "--out", str(tmp_path / "blame")]
 
 
-def test_the_command_names_the_hop_and_the_layer(
-    damaged: None, options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["blame", CELL, *options]) == 1
-    said = capsys.readouterr().out
-    assert f"the first layer that departs is {NODE} (Conv)" in said
-    assert "fp32 graph -> onnxruntime breaks: output '" in said
+def test_the_command_names_the_hop_and_the_layer(told: Told) -> None:
+    assert told.code == 1
+    assert told.json["verdict"].startswith("fp32 graph -> onnxruntime breaks: output '")
+    assert told.json["verdict"].endswith(f"the first layer that departs is {NODE} (Conv)")
 
 
-def test_the_folder_shows_the_error_alone_and_holds_in_a_healthy_engine(
-    damaged: None, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = str(tmp_path / "blame" / CELL)
-    main(["blame", CELL, *options])
-    capsys.readouterr()
-    assert main(["blame", folder]) == 1
-    assert capsys.readouterr().out.startswith(f"DEPARTS {NODE} (Conv) alone in {CELL}: 0.0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnnxRuntime, "build", OnnxRuntime.build.healthy)  # type: ignore[attr-defined]
-        assert main(["blame", folder]) == 0
-    assert capsys.readouterr().out.startswith(f"HOLDS {NODE}")
-
-
-def test_the_page_needs_nothing_from_elsewhere(damaged: None, options: list[str], tmp_path: Path) -> None:
-    main(["blame", CELL, *options, "--html", str(tmp_path / "page.html")])
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "<svg" in page
-    assert NODE in page
-    assert not any(word in page for word in ("<script", "<link", "src=", "@import"))
-
-
-def test_json_has_the_layer_its_ranges_and_the_runs(
-    damaged: None, options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["blame", CELL, *options, "--format", "json"])
-    layer = json.loads(capsys.readouterr().out)["layer"]
+def test_it_tells_the_layer_its_ranges_and_the_runs(told: Told) -> None:
+    layer = told.json["layer"]
     assert (layer["name"], layer["departs"], layer["attributes"][:9]) == (NODE, True, "dilations")
     assert {one["side"] for one in layer["ranges"]} == {"reference", "suspect"}
     assert 0 < layer["runs"]["suspect"] < 30
+
+
+def test_the_errors_around_the_layer_begin_with_it(told: Told) -> None:
+    before = {one["layer"]: one["relative"] for one in told.json["layer"]["nearby"]}
+    assert before.pop(NODE) == pytest.approx(0.02, rel=0.05)
+    assert max(list(before.values())[:AROUND]) < LAYER_BOUND[True, "fp32"]
+
+
+def test_the_folder_shows_the_error_alone(told: Told, damaged: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["blame", str(told.folder)]) == 1
+    assert capsys.readouterr().out.startswith(f"DEPARTS {NODE} (Conv) alone in {CELL}: 0.0")
+
+
+def test_the_folder_shows_none_in_a_healthy_engine(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["blame", str(told.folder)]) == 0
+    assert capsys.readouterr().out.startswith(f"HOLDS {NODE}")
+
+
+def test_the_page_needs_nothing_from_elsewhere(told: Told) -> None:
+    assert "<svg" in told.page
+    assert NODE in told.page
+    assert not any(word in told.page for word in ("<script", "<link", "src=", "@import"))
 
 
 def test_another_cell_can_be_the_reference(

@@ -32,7 +32,7 @@ Build = Callable[[Any, Source, Path], None]
 
 
 def damaged_build(healthy: Build, damage: Callable[[onnx.ModelProto], None]) -> Build:
-    """An engine's `build` that damages whatever graph it is given; `healthy` of it is the one that does not."""
+    """An engine's `build` that damages whatever graph it is given."""
 
     def build(self: Engine, source: Source, target: Path) -> None:
         assert source.graph is not None
@@ -42,7 +42,6 @@ def damaged_build(healthy: Build, damage: Callable[[onnx.ModelProto], None]) -> 
         onnx.save(model, str(damaged))
         healthy(self, replace(source, graph=damaged), target)
 
-    build.healthy = healthy  # type: ignore[attr-defined]
     return build
 
 
