@@ -1,5 +1,6 @@
 """Stage by stage: what a hop costs, which one breaks first, and the conformance test that says so."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.model.parity import Deviation
 from harness.pipeline import Cell, Pipeline, Settings, load_dataset
 from harness.tolerances import TOLERANCES, Step
 from suites.selftest.blames.prove import damaged_build, with_a_wrong_scale
-from suites.selftest.conftest import CHECKOUT
+from suites.selftest.conftest import Command
 from suites.selftest.faults.graphs import scaled_boxes
 
 pytestmark = pytest.mark.selftest
@@ -175,11 +176,13 @@ def test_a_graph_that_breaks_is_the_hop_to_it(
     assert found.hop.name == "simplified -> int8 graph"
 
 
-def test_the_suite_is_green_on_a_healthy_cell(python_command: Callable[..., object], session_cache: Path) -> None:
+def test_the_suite_is_green_on_a_healthy_cell(python_command: Command, session_cache: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
     outcome = python_command(
         *("-m", "pytest", "suites/conformance/test_stages.py", "-m", "conformance", "-p", "no:cacheprovider"),
-        *("--model", CELL.model, "--precision", CELL.precision, "--engine", CELL.engine, "--cache-dir", session_cache),
+        *("--model", CELL.model, "--precision", CELL.precision, "--engine", CELL.engine),
+        *("--cache-dir", session_cache, "--results", results),
     )
-    assert outcome.returncode == 0, outcome.stdout  # type: ignore[attr-defined]
-    assert "conformance: 1 PASS" in outcome.stdout  # type: ignore[attr-defined]
-    assert not (CHECKOUT / "results").exists() or "results:" not in outcome.stdout  # type: ignore[attr-defined]
+    assert outcome.returncode == 0, outcome.stdout
+    (cell,) = json.loads(results.read_text(encoding="utf-8"))["cells"]
+    assert cell["conformance"]["checks"]["stages"]["status"] == "PASS"

@@ -10,8 +10,10 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from harness.cache import default_directory
+from harness.files import write_atomically
 from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import Pipeline, Settings
 from suites.selftest.blames.prove import Bench, places
@@ -43,24 +45,29 @@ def main() -> int:
         data_dir=options.data_dir,
         batch_size=options.batch_size,
     )
-    bench, found = Bench(Pipeline(settings)), []
-    for model, kind, engine, number in places(
-        options.models, options.engine or ["onnxruntime", "openvino"], options.each
-    ):
+    bench, engines = Bench(Pipeline(settings)), options.engine or ["onnxruntime", "openvino"]
+    kept, found = _kept(options.out, options.models), []
+    for model, kind, engine, number in places(options.models, engines, options.each):
         one = bench.prove(model, kind, engine, number)
-        found.append(asdict(one))
+        found.append(one)
+        write_atomically(
+            options.out, json.dumps({"faults": kept + [asdict(o) for o in found]}, indent=1).encode() + b"\n"
+        )
         print(
             f"{'right' if one.right else 'WRONG'} {model} {engine} {kind} at {one.place}: {one.blamed}, "
             f"{one.suspect_runs} + {one.reference_runs} runs, {one.seconds} s",
             flush=True,
         )
-    kept = json.loads(options.out.read_text(encoding="utf-8"))["faults"] if options.out.is_file() else []
-    kept = [one for one in kept if one["model"] not in options.models]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"faults": kept + found}, indent=1) + "\n", encoding="utf-8")
-    right = sum(one["right"] and one["alone_again"] for one in found)
+    right = sum(one.right and one.alone_again for one in found)
     print(f"{right} of {len(found)} faults: the right layer, and alone it shows the same error: {options.out}")
     return 0 if right >= WANTED * len(found) else 1
+
+
+def _kept(file: Path, models: list[str]) -> list[dict[str, Any]]:
+    """What the file says of other models."""
+    if not file.is_file():
+        return []
+    return [one for one in json.loads(file.read_text(encoding="utf-8"))["faults"] if one["model"] not in models]
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from onnx import helper, numpy_helper
 from harness.blame.layers import node_name
 from suites.selftest.faults.graphs import edit
 
-Kind = Literal["weight x 1.02", "fp16 overflow", "int8 scale / 4", "swapped channels", "Resize mode"]
+Kind = Literal["weight x 1.02", "swapped channels", "Resize mode", "fp16 overflow", "int8 scale / 4"]
 PRECISION_OF: dict[Kind, str] = {
     "weight x 1.02": "fp32",
-    "fp16 overflow": "fp16",
-    "int8 scale / 4": "int8",
     "swapped channels": "fp32",
     "Resize mode": "fp32",
+    "fp16 overflow": "fp16",
+    "int8 scale / 4": "int8",
 }
 
 
