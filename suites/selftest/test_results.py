@@ -63,6 +63,11 @@ def against(status: Status = Status.PASS, check: str = "count") -> Record:
     return Record(NAMES, verdict, ACCURACY)
 
 
+def conformance(status: Status = Status.PASS, check: str = "padding") -> Record:
+    verdict = Verdict(CELL, "conformance", check, status, f"{check} is so", 0.0, 1e-5)
+    return Record(NAMES, verdict, BASICS)
+
+
 def failed(kind: Kind, status: Status = Status.INVALID, reason: str = "NaN") -> Record:
     return Record(NAMES, Verdict(CELL, kind, "integrity", status, reason), {})
 
@@ -173,6 +178,23 @@ def test_a_fall_against_an_earlier_run_is_no_fall_against_the_baseline() -> None
     part = one(accuracy(), against(Status.REGRESSED)).accuracy
     assert part is not None
     assert part.status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("others", "status"),
+    [([Status.PASS], Status.PASS), ([Status.INVALID], Status.INVALID), ([], Status.MISSING)],
+)
+def test_a_promise_that_cannot_be_asked_for_hides_nothing_that_can(others: list[Status], status: Status) -> None:
+    part = one(conformance(Status.MISSING, "timed_call"), *[conformance(other) for other in others]).conformance
+    assert part is not None
+    assert (part.status, part.checks["timed_call"].status) == (status, Status.MISSING)
+
+
+@pytest.mark.parametrize("record", [accuracy(), performance()])
+def test_promises_are_kept_beside_what_is_measured_later(tmp_path: Path, record: Record) -> None:
+    save(tmp_path / "results.json", collate([conformance()]))
+    (cell,) = save(tmp_path / "results.json", collate([record])).cells
+    assert cell.conformance == one(conformance()).conformance
 
 
 @pytest.mark.parametrize(("records", "kept"), [([performance()], True), ([accuracy()], False)])

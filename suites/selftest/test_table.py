@@ -31,6 +31,7 @@ PERFORMANCE: dict[str, Any] = {
     "reason": "",
 }
 DATASET: dict[str, Any] = {"name": "coco2017", "images": 5000, "sha256": "f" * 64, "full_val2017": True}
+CHECK: dict[str, Any] = {"reason": "", "figure": None, "expected": None, "tolerance": None}
 NOTHING: dict[str, Any] = {"status": "MISSING", "expected": None, "tolerance": None, "reason": ""}
 
 
@@ -54,6 +55,21 @@ def test_an_accuracy_row_has_figures_expectations_tolerance_verdict_and_data() -
 def test_a_performance_row_has_fps_expectation_tolerance_and_verdict() -> None:
     wanted = "pisa-fp16-tensorrt FPS 80.00 FPS 79.50 −5% PASS batch 32, fp16 on cuda"
     assert rows(cell(performance=PERFORMANCE)) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("second", "wanted"),
+    [
+        ("PASS", "2 held 2 PASS batch 32, fp16 on cuda"),
+        ("INVALID", "1 held 2 INVALID padding"),
+        ("MISSING", "1 held 1 PASS batch 32, fp16 on cuda"),
+    ],
+)
+def test_a_conformance_row_counts_what_is_held_and_names_what_is_not(second: str, wanted: str) -> None:
+    checks = {"finite": CHECK | {"status": "PASS"}, "padding": CHECK | {"status": second}}
+    status = "INVALID" if second == "INVALID" else "PASS"
+    part = {"status": status, "reason": "", "checks": checks}
+    assert rows(cell(conformance=part)) == [f"pisa-fp16-tensorrt conformance {wanted}"]
 
 
 def test_options_that_change_what_is_judged_are_told_below_the_table() -> None:
