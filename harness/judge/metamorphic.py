@@ -38,10 +38,15 @@ class Tolerance:
     brightness: float
 
 
+# Seen on both embedded models, batch 8, by torch, onnxruntime, openvino and aotinductor on a CPU: the same bits for the
+# same images everywhere but where one image is built alone (1e-6, aotinductor). Beside fp32 (in fp32, fp16, int8) the
+# mirrored image loses 0.000, 0.001 and 0.034 of the boxes more; they lie 0.000, 0.0001 and 0.008 aside; scores follow
+# light 0.000, 0.0003 and 0.12 less. `same` is what another order of sums does in fp32, what a rounding in each layer
+# does in fp16 (1e-3, as from fp32 to fp16), and about half of what int8 itself does to the outputs.
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(1e-5, 0.02, 0.002, 0.01),
-    "fp16": Tolerance(2e-3, 0.05, 0.005, 0.05),
-    "int8": Tolerance(5e-2, 0.15, 0.03, 0.5),
+    "fp16": Tolerance(2e-3, 0.05, 0.005, 0.02),
+    "int8": Tolerance(5e-2, 0.15, 0.03, 0.4),
 }
 BRIGHTER = 16
 """Levels of 255: less than that is lost among the steps of int8."""
