@@ -30,7 +30,7 @@ from harness.pipeline import Pipeline, Settings
 from harness.report.blame import bar
 from harness.tolerances import LAYER_BOUND
 from suites.selftest.blames.plant import Kind
-from suites.selftest.blames.prove import Bench, damaged_build, with_a_wrong_scale
+from suites.selftest.blames.prove import Bench, damaged_build, places, with_a_wrong_scale
 from suites.selftest.faults.graphs import edit
 
 pytestmark = pytest.mark.selftest
@@ -162,6 +162,14 @@ def bench(session_cache: Path) -> Bench:
 def test_the_damaged_layer_is_named_and_alone_shows_the_same_error(bench: Bench, kind: Kind) -> None:
     found = bench.prove("pisa-mini", kind, "onnxruntime", 0)
     assert (found.right, found.departs, found.alone_again) == (True, True, True), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [["pisa-mini", "paa-mini"], ["pisa", "paa"]], ids=["mini", "full size"])
+def test_nineteen_of_twenty_damaged_layers_are_named(bench: Bench, models: list[str]) -> None:
+    found = [bench.prove(*place) for place in places(models, ["onnxruntime", "openvino"], of_each=2)]
+    assert len(found) == 20
+    assert sum(one.right and one.alone_again for one in found) >= 19, [one for one in found if not one.right]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

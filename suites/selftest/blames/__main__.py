@@ -1,8 +1,8 @@
 """`python -m suites.selftest.blames [MODEL ...] [--out FILE]`: the proof that blame names the layer that was damaged.
 
 Plants faults at places chosen at random (seeded) in the engine's build, searches for each, and writes what was found,
-with time and extra runs, to baselines/proof/blame.json. Models that the file has and that are not named are kept. About
-five minutes for the mini models; the full-size ones need --checkpoints, --baselines and, for each, minutes a fault.
+with time and extra runs, to baselines/proof/blame.json. Models that the file has and that are not named are kept. Two
+minutes for the mini models; the full-size ones, with random weights where there is no checkpoint, take minutes a fault.
 """
 
 import argparse
