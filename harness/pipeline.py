@@ -186,11 +186,20 @@ class Pipeline:
     # --- cells
 
     def cells(self, models: list[str], precisions: list[str], engines: list[str]) -> list[Cell]:
-        """The cells that the patterns choose, by model, engine and precision; each engine's own precisions only.
+        """The cells that this run is of: those that the patterns choose.
 
         Raises:
-            UsageError: a pattern matches nothing, or no engine here has the precisions asked for; or a file is given
-                for more than one cell.
+            UsageError: as `matching`, or a file is given for more than one cell.
+        """
+        chosen = self.matching(models, precisions, engines)
+        self._check_files(chosen)
+        return chosen
+
+    def matching(self, models: list[str], precisions: list[str], engines: list[str]) -> list[Cell]:
+        """All cells of these patterns, by model, engine and precision; each engine's own precisions only.
+
+        Raises:
+            UsageError: a pattern matches nothing, or no engine here has the precisions asked for.
         """
         chosen = select("model", list(self.models), models)
         wanted = select("precision", list(PRECISIONS), precisions)
@@ -206,7 +215,6 @@ class Pipeline:
                 f"no cell: none of these engines has the precisions {', '.join(wanted)}",
                 "see `python -m harness list` for what each engine can do",
             )
-        self._check_files(cells)
         return cells
 
     def _check_files(self, cells: list[Cell]) -> None:

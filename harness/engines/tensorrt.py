@@ -536,13 +536,17 @@ class _TensorRtSession(Session):
     # --- one batch
 
     def _infer(self, images: Images) -> Maps:
+        outputs = self._outputs()
         with self._running():
             self._copy_in(images)
             self._enqueue(self._stream)
-        return self.read_back()
+        return self._downloaded(outputs)
 
     def read_back(self) -> Maps:
-        driver, outputs = self._cuda.driver, self._outputs()
+        return self._downloaded(self._outputs())
+
+    def _downloaded(self, outputs: list[str]) -> Maps:
+        driver = self._cuda.driver
         with self._running():
             for name in outputs:
                 driver.memcpy_dtoh_async(self._buffers[name].host, self._buffers[name].device, self._stream)

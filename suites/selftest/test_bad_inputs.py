@@ -165,7 +165,7 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "benchmarks skipped": ((*CELL, "-m", "performance", "--benchmark-skip"), "in one process", "leave the option"),
     "performance under xdist": (
         (*CELL, "-m", "performance", "-n", "2"),
-        "performance tests under xdist",
+        "performance tests or --rebuilds under xdist",
         "leave -n out",
     ),
 }

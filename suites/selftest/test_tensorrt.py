@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from fixtures import timing
 from fixtures.cells import Opened
@@ -389,14 +389,6 @@ def test_of_a_convolutions_layers_those_that_convolve_count() -> None:
 
 def test_a_convolutions_layer_that_names_none_goes_by_its_own_name() -> None:
     assert tensorrt._convolution_types([layer("fused", "Half")], None) == {"fused": "fp16"}
-
-
-def test_a_node_without_a_name_goes_by_its_outputs(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Conv", ["x", "w"], ["y"])]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
-    weights = [numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")]
-    onnx.save(helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)), str(tmp_path / "g.onnx"))
-    assert tensorrt._convolution_names(tmp_path / "g.onnx") == ["y"]
 
 
 # --- timed calls

@@ -48,3 +48,11 @@ def test_a_dequantised_weight_counts_as_the_weight_it_is() -> None:
     model.graph.node[0].input[1] = "wa_float"
     model.graph.node.insert(0, helper.make_node("Cast", ["wa"], ["wa_float"], to=TensorProto.FLOAT))
     assert convolutions(model).work == convolutions(graph()).work
+
+
+def test_a_convolution_without_a_name_goes_by_its_output() -> None:
+    model = graph()
+    for node in model.graph.node:
+        node.name = ""
+    assert convolutions(model).work == {"a_out": 2 * 4 * 8 * 8 * 27, "y": 2 * 6 * 4 * 4 * 2}
+    assert convolutions(model).aliases["a_relu"] == "a_out"
