@@ -281,6 +281,13 @@ class KeepsDeviceMemory(Sound):
         return sum(self.held)
 
 
+def mapped(size: int) -> mmap.mmap:
+    """Memory in use, from the system and not from what this process once freed."""
+    memory = mmap.mmap(-1, size)
+    memory.write(bytes(size))
+    return memory
+
+
 class OutlivesClosing(Sound):
     """Something keeps every session."""
 
@@ -288,9 +295,7 @@ class OutlivesClosing(Sound):
 
     def __init__(self, batch: int = BATCH) -> None:
         super().__init__(batch)
-        kept = mmap.mmap(-1, 1 << 20)  # from the system, not from what this process once freed
-        kept.write(bytes(len(kept)))
-        self.all.append((self, kept))
+        self.all.append((self, mapped(1 << 20)))
 
 
 class Hoards(Sound):
@@ -298,10 +303,10 @@ class Hoards(Sound):
 
     def __init__(self, batch: int = BATCH) -> None:
         super().__init__(batch)
-        self.kept: list[Images] = []
+        self.kept: list[mmap.mmap] = []
 
     def compute(self, images: Images) -> Maps:
-        self.kept.append(np.concatenate([images, images]))
+        self.kept.append(mapped(2 * images.nbytes))
         return super().compute(images)
 
 

@@ -60,7 +60,12 @@ def reference(pipeline: Pipeline, images: Images) -> Maps:
         return session.infer(images)
 
 
-@pytest.fixture(scope="module", params=CELLS, ids=[cell.id for cell in CELLS])
+def param(cell: Cell) -> Any:
+    """AOTInductor compiles for half a minute: `make gate` does so too, and judges what it built."""
+    return pytest.param(cell, id=cell.id, marks=[pytest.mark.slow] if cell.engine == "aotinductor" else [])
+
+
+@pytest.fixture(scope="module", params=[param(cell) for cell in CELLS])
 def prepared(request: pytest.FixtureRequest, pipeline: Pipeline) -> Prepared:
     return pipeline.prepare(request.param)
 

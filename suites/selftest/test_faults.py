@@ -21,7 +21,7 @@ from suites.selftest.faults import graphs
 pytestmark = pytest.mark.selftest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("pisa-mini", "paa-mini")
+MODELS = ("pisa-mini", pytest.param("paa-mini", marks=pytest.mark.slow))
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,7 @@ def test_a_cell_beside_itself_passes(places: Places) -> None:
 # --- the command
 
 
+@pytest.mark.slow
 def test_the_command_judges_two_cells_and_keeps_every_pair(
     python_command: Command, session_cache: Path, tmp_path: Path
 ) -> None:

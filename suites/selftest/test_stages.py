@@ -176,6 +176,7 @@ def test_a_graph_that_breaks_is_the_hop_to_it(
     assert found.hop.name == "simplified -> int8 graph"
 
 
+@pytest.mark.slow
 def test_the_suite_is_green_on_a_healthy_cell(python_command: Command, session_cache: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     outcome = python_command(
