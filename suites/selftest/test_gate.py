@@ -27,7 +27,7 @@ BOTH = ("-m", "accuracy or performance")
 ONE = ("--precision", "fp32")
 FP32, FP16 = "toy-fp32-fake", "toy-fp16-fake"
 # Settings of the machine and of an outer pytest that a run of its own must not inherit.
-FOREIGN = ("DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_CACHE", "PYTEST_", FAULTS_VARIABLE)
+FOREIGN = ("DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_CACHE", "PYTEST_", "COVERAGE_PROCESS_", FAULTS_VARIABLE)
 
 
 @dataclass(frozen=True)

@@ -317,6 +317,7 @@ SLOW = {
     for lie in (
         file_of_other_weights,
         file_of_another_model,
+        file_of_another_batch,
         accelerator_that_falls_back,
         engine_swapped_in_the_cache,
     )
