@@ -70,6 +70,7 @@ def gate(python_command: Command, folder: Path, engine: str) -> Outcome:
     return python_command("-c", HIDE + PYTEST, "suites/accuracy", "-p", "no:cacheprovider", *cell, *places)
 
 
+@pytest.mark.slow
 def test_torch_is_measured(python_command: Command, tmp_path: Path) -> None:
     gate(python_command, tmp_path, "torch")
     (cell,) = json.loads((tmp_path / "results.json").read_text())["cells"]

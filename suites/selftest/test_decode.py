@@ -124,7 +124,7 @@ def torch_breaks_ties_by_index() -> Iterator[None]:
 DENSITIES = {"all below": (-12.0, 0.5), "sparse": (-6.0, 1.5), "dense": (-3.0, 1.5), "everything above": (2.0, 1.0)}
 
 
-@pytest.mark.parametrize("num_classes", [1, 8, 80])
+@pytest.mark.parametrize("num_classes", [1, 8, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_maps_decode_as_in_mmdet(family: str, density: str, num_classes: int) -> None:
@@ -198,7 +198,8 @@ def test_at_least_300_seeded_sets_are_tried() -> None:
     assert len(DRAWS) * len(SEEDS) >= 300
 
 
-@pytest.mark.parametrize("model", ["pisa-mini", pytest.param("paa-mini", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["pisa-mini", "paa-mini"])
 def test_raw_maps_of_the_embedded_models_decode_as_in_mmdet(model: str) -> None:
     spec = load_models()[model]
     config = load_config(spec)
