@@ -14,6 +14,7 @@ import pytest
 from harness.judge.accuracy import METRICS
 from harness.judge.previous import CHECKS
 from harness.pipeline import Cell
+from suites.selftest.conftest import CHECKOUT
 from suites.selftest.faults import __main__ as proof
 from suites.selftest.faults.catalogue import FAULTS, Fault
 from suites.selftest.faults.harmless import PARTS, Change, between
@@ -212,6 +213,29 @@ def test_a_fault_that_was_run_is_not_run_again(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(proof, "caught_by", lambda fault, cell, _bench: asked.append(cell.id) or [fault.check])
     assert proof.faults(bench) == proof.faults(bench)
     assert asked == [f"{model}-fp32-onnxruntime" for model in FAULTS[0].models]
+
+
+# --- the proof that is kept
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(proof.OUT.read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_proof_holds_every_fault_on_each_model_and_engine(kept: dict[str, Any]) -> None:
+    wanted = [(f.name, model, engine, f.check) for f in FAULTS for model in f.models for engine in f.engines]
+    assert [(row["name"], row["model"], row["engine"], row["named_check"]) for row in kept["faults"]] == wanted
+
+
+@pytest.mark.parametrize("part", proof.PARTS)
+def test_the_proof_finds_what_is_wanted(kept: dict[str, Any], part: str) -> None:
+    assert proof.findings(kept)[part][1]
+
+
+def test_the_readmes_table_is_that_of_the_proof(kept: dict[str, Any]) -> None:
+    assert proof.table(kept) in (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
