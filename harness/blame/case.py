@@ -64,8 +64,8 @@ class Blame:
 
     @property
     def healthy(self) -> bool:
-        """No hop breaks and no layer departs."""
-        return self.broken is None and (self.found is None or not self.found.seen.departs)
+        """No hop breaks, and no layer departs, alone or with others in one engine."""
+        return self.broken is None and (self.found is None or not self.found.departs)
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ class Found:
     found: Values
 
     @property
+    def departs(self) -> bool:
+        """A layer does, or several do that are in one engine."""
+        return self.seen.departs or self.together is not None
+
+    @property
     def layer(self) -> Layer:
         """The layer itself."""
         return self.seen.piece.layers[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.__main__ import main
 from harness.model.registry import SHIPPED_BASELINES
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -16,6 +17,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RECORDS = CHECKOUT / "fixtures" / "records"
 Outcome = subprocess.CompletedProcess[str]
 Command = Callable[..., Outcome]
+Said = tuple[int, str]
 
 
 # What the pinned, no longer maintained packages of OpenMMLab do in an old way is out of our hands; each entry is
@@ -66,6 +68,18 @@ def suites_command() -> Command:
     return lambda *words: _run(
         "-m", "pytest", "suites/accuracy", "suites/performance", "-p", "no:cacheprovider", *words
     )
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Exit code of `python -m harness compare ...` in this process, and what it prints."""
+
+    def run(*words: object) -> Said:
+        code = main(["compare", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    return run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from harness import chain
 from harness.__main__ import main
-from harness.blame.case import AROUND, bounds
+from harness.blame.case import AROUND, Blame, bounds
 from harness.blame.layers import Layers, shapes_of
 from harness.blame.ranges import ranges
 from harness.blame.search import Bounds, Search
@@ -26,7 +26,7 @@ from harness.blame.sides import Side
 from harness.engines.onnxruntime import OnnxRuntime
 from harness.engines.reference import run_graph
 from harness.errors import GraphError
-from harness.pipeline import Pipeline, Settings
+from harness.pipeline import Cell, Pipeline, Settings
 from harness.report.blame import bar
 from harness.tolerances import LAYER_BOUND
 from suites.selftest.blames.plant import Kind
@@ -112,6 +112,21 @@ def test_an_error_within_what_the_precision_explains_is_no_departure() -> None:
     factors = [1.01] * 20
     wrong = [*factors[:5], 1.011, *factors[6:]]
     assert searched(chain_of_layers(factors), chain_of_layers(wrong), layer=2e-3)[:2] == ("multiply_5", False)
+
+
+def test_an_engine_that_departs_only_where_it_holds_several_layers_is_not_healthy() -> None:
+    def fuses_wrongly(model: onnx.ModelProto, images: Any) -> Any:
+        made = run_graph(model, images)
+        several = sum(node.op_type == "Mul" for node in model.graph.node) > 1
+        return {name: values * np.float32(1.5) for name, values in made.items()} if several else made
+
+    model = chain_of_layers([1.01] * 20)
+    reference, suspect = Side.of("reference", model, run_graph), Side.of("suspect", model, fuses_wrongly)
+    images = np.random.default_rng(0).random((1, 3, SIZE, SIZE), np.float32)
+    found = Search(reference, suspect, images, Bounds(1e-5, 1e-4), lambda line: None).run()
+    assert not found.seen.departs
+    assert found.together is not None
+    assert not Blame(Cell("pisa-mini", "fp32", "onnxruntime"), [], None, found=found).healthy
 
 
 def test_graphs_without_a_common_tensor_are_refused() -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.__main__ import main
 from harness.detect.detections import Detections
 from harness.judge import record as records
 from harness.judge.record import DETECTIONS, RECORD
-from suites.selftest.conftest import CHECKOUT, RECORDS
+from suites.selftest.conftest import CHECKOUT, RECORDS, Said
 
 pytestmark = pytest.mark.selftest
 
@@ -25,21 +24,6 @@ WIDTH = 100
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-
-
-Said = tuple[int, str]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Exit code, and what is printed."""
-
-    def run(*words: object) -> Said:
-        code = main(["compare", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, out + err
-
-    return run
 
 
 def written(folder: Path, change: Callable[[Detections], Detections], cell: str = FP32) -> Path:

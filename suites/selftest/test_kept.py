@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from harness.__main__ import main
 from harness.judge.sequential import decide, decide_between
 from harness.judge.verdict import Status
 from harness.measure.turns import Pair
 from harness.sides.comparison import SpeedComparison
 from harness.sides.kept import load
-from suites.selftest.conftest import RECORDS
+from suites.selftest.conftest import RECORDS, Said
 
 pytestmark = pytest.mark.selftest
 
@@ -35,20 +34,7 @@ FACTS: dict[str, Any] = {
 NEWER = FACTS | {"engine_version": "1.33.0", "versions": {"onnxruntime": "1.33.0"}}
 ACCURACY = RECORDS / CELL
 
-Said = tuple[int, str]
 Edit = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Exit code of `compare`, and what it prints."""
-
-    def run(*words: object) -> Said:
-        code = main(["compare", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, out + err
-
-    return run
 
 
 def measured(slow_down: float) -> SpeedComparison:

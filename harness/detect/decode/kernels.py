@@ -157,7 +157,7 @@ def _sigmoid(logit: np.float32) -> np.float32:
 
 @compiled(_floats(_floats))
 def sigmoid(logits: FloatArray) -> FloatArray:
-    """`_sigmoid` of each."""
+    """Scores `[K]` of logits `[K]`: see `_sigmoid`."""
     scores = np.empty_like(logits)
     for i in range(len(logits)):
         scores[i] = _sigmoid(logits[i])
