@@ -91,7 +91,7 @@ class Capabilities:
     builds_from: the graph of another precision that it builds one from, with a flag of its own (`fp16 -> fp32`).
     inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
     repeatable: it claims the same bits for the same images in every call, thread and session, also of a file built
-        again; without, they may differ by what `harness.judge.metamorphic` allows the precision.
+        again; without, they may differ by what `harness.conformance.metamorphic` allows the precision.
     options: keys that `--engine-option ENGINE.KEY=VALUE` may set, with one line on each.
     """
 

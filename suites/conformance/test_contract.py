@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures.conformance import Examine
-from harness.judge.contract import CHECKS
+from harness.conformance.contract import CHECKS
 from harness.pipeline import Cell
 
 pytestmark = pytest.mark.conformance

@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures.conformance import Conclusion
-from harness.judge.rebuilds import CHECKS, Builds
+from harness.conformance.rebuilds import CHECKS, Builds
 from harness.pipeline import Cell
 
 pytestmark = pytest.mark.conformance

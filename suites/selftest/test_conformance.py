@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from harness.conformance import contract, metamorphic
+from harness.conformance.finding import Finding, measured, verdict
+from harness.conformance.metamorphic import ask
+from harness.conformance.subject import Images, Maps, Subject
 from harness.detect.decode import Boxes
 from harness.detect.detections import Detections
 from harness.detect.preprocess import Geometry
 from harness.engines.base import Engine
 from harness.engines.elsewhere import Elsewhere
 from harness.errors import EngineError, Missing, NotFinite
-from harness.judge import contract, metamorphic
-from harness.judge.finding import Finding, measured, verdict
-from harness.judge.metamorphic import ask
-from harness.judge.subject import Images, Maps, Subject
 from harness.judge.verdict import Status
 
 pytestmark = pytest.mark.selftest

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.conformance.finding import Finding, measured
+from harness.conformance.metamorphic import same_bound
+from harness.conformance.subject import Maps
 from harness.judge.baseline import MAXIMUM_SPREAD
-from harness.judge.finding import Finding, measured
-from harness.judge.metamorphic import TOLERANCES
 from harness.judge.previous import MARGINS
-from harness.judge.subject import Maps
 from harness.model.parity import deviations
 from harness.model.registry import Precision
 
@@ -35,7 +35,7 @@ def rebuilt_outputs(builds: Builds) -> Finding:
     """Outputs of each build beside the first one's."""
     first, *others = (build.maps for build in builds.all)
     figure = max(deviations(first, maps)[0].relative for maps in others)
-    bound = 0.0 if builds.repeatable else TOLERANCES[builds.precision].same
+    bound = same_bound(builds.precision, builds.repeatable)
     promise = f"{len(builds.all)} builds from nothing give the same outputs"
     return measured("rebuilt_outputs", promise, figure, bound, "relative L2 error")
 

@@ -11,43 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from harness.conformance.finding import Finding, measured
+from harness.conformance.subject import Images, Maps, Session, Subject
 from harness.detect.detections import Detections
 from harness.errors import DetgateError, Missing
-from harness.judge.finding import Finding, measured
-from harness.judge.subject import Images, Maps, Session, Subject
 from harness.measure.compare import CONFIDENT, match
 from harness.model.parity import deviations
 from harness.model.registry import Precision
+from harness.tolerances import RELATIONS
 
 Check = Callable[[Subject], Finding]
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What a precision may do to a relation between outputs.
-
-    same: relative L2 error between outputs for the same images, where the engine does not claim the same bits.
-    mirrored: share of the boxes that may lose their partner in the mirrored image beyond what fp32 loses.
-    aside: by how much the median box may lie further aside there than fp32's, as a fraction of its width.
-    brightness: by how much scores may follow a change of brightness less, or more, than fp32's; 1 is not at all.
-    """
-
-    same: float
-    mirrored: float
-    aside: float
-    brightness: float
-
-
-# Seen on both embedded models, batch 8, by torch, onnxruntime, openvino and aotinductor on a CPU: the same bits for the
-# same images everywhere but where one image is built alone (1e-6, aotinductor). Beside fp32 (in fp32, fp16, int8) the
-# mirrored image loses 0.000, 0.001 and 0.034 of the boxes more; they lie 0.000, 0.0001 and 0.008 aside; scores follow
-# light 0.000, 0.0003 and 0.12 less. `same` is what another order of sums does in fp32, what a rounding in each layer
-# does in fp16 (1e-3, as from fp32 to fp16), and about half of what int8 itself does to the outputs.
-TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(1e-5, 0.02, 0.002, 0.01),
-    "fp16": Tolerance(2e-3, 0.05, 0.005, 0.02),
-    "int8": Tolerance(5e-2, 0.15, 0.03, 0.4),
-}
 BRIGHTER = 16
 """Levels of 255: less than that is lost among the steps of int8."""
 CONCURRENT_CALLS = 3
@@ -142,7 +117,9 @@ def second_session(subject: Subject) -> Finding:
     with subject.reopen() as second, ThreadPoolExecutor(2) as pool:
         figures = list(pool.map(work, (subject.session, second), batches, wanted))
     promise = "two sessions at work at once give what each gives alone"
-    return measured("second_session", promise, max(figures), _bound(subject), RELATIVE)
+    return measured(
+        "second_session", promise, max(figures), same_bound(subject.precision, subject.repeatable), RELATIVE
+    )
 
 
 def timed_call(subject: Subject) -> Finding:
@@ -166,7 +143,7 @@ def timed_call(subject: Subject) -> Finding:
 def mirrored_boxes(subject: Subject) -> Finding:
     """Confident boxes without a partner of the same class in the mirrored image."""
     ours, theirs = _asymmetries(subject)
-    tolerance = TOLERANCES[subject.precision].mirrored
+    tolerance = RELATIONS[subject.precision].mirrored
     promise = "mirrored images give mirrored boxes, as many as fp32's"
     return measured("mirrored_boxes", promise, ours.lost, theirs.lost + tolerance, "of the boxes lost")
 
@@ -175,7 +152,7 @@ def mirrored_aside(subject: Subject) -> Finding:
     """How far the median box lies aside of its mirrored partner: a shift to one side shows twice."""
     ours, theirs = _asymmetries(subject)
     promise = "boxes of mirrored images lie no further aside than fp32's"
-    figure, tolerance = abs(ours.aside - theirs.aside), TOLERANCES[subject.precision].aside
+    figure, tolerance = abs(ours.aside - theirs.aside), RELATIONS[subject.precision].aside
     return measured("mirrored_aside", promise, figure, tolerance, "of a box's width")
 
 
@@ -191,7 +168,7 @@ def brighter(subject: Subject) -> Finding:
     size = float(theirs @ theirs)
     share = float(ours @ theirs) / size if size else 0.0
     promise = f"{BRIGHTER} levels more light move the scores as much as fp32's"
-    tolerance = TOLERANCES[subject.precision].brightness
+    tolerance = RELATIONS[subject.precision].brightness
     return measured("brighter", promise, abs(share - 1), tolerance, "off fp32's", f"{share:.3f} of fp32's movement")
 
 
@@ -236,12 +213,13 @@ def same_outputs(subject: Subject, check: str, promise: str, wanted: Maps, found
     Args:
         rows: the images went through other rows or another batch, for which no engine claims the same bits.
     """
-    bound = TOLERANCES[subject.precision].same if rows else _bound(subject)
+    bound = same_bound(subject.precision, subject.repeatable and not rows)
     return measured(check, promise, _distance(wanted, found), bound, RELATIVE)
 
 
-def _bound(subject: Subject) -> float:
-    return 0.0 if subject.repeatable else TOLERANCES[subject.precision].same
+def same_bound(precision: Precision, repeatable: bool) -> float:
+    """Relative L2 error up to which outputs are the same: none where the engine claims the same bits."""
+    return 0.0 if repeatable else RELATIONS[precision].same
 
 
 def _distance(wanted: Maps, found: Maps) -> float:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from harness.conformance.finding import Finding, measured
+from harness.conformance.metamorphic import Check, same_outputs
+from harness.conformance.subject import Images, Maps, Session, Subject
 from harness.engines.base import first_line
 from harness.errors import DetgateError, EngineError, Missing
-from harness.judge.finding import Finding, measured
-from harness.judge.metamorphic import Check, same_outputs
-from harness.judge.subject import Images, Maps, Session, Subject
 
 # Inferences over which memory must not grow: where an image has up to this many pixels, and where it has more.
 SMALL_IMAGE, MANY_CALLS, FEW_CALLS = 512 * 512, 200, 10
