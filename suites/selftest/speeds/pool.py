@@ -1,6 +1,7 @@
 """Takes a file of recorded pairs; gives `Pool`: its header and its pairs in the order they were recorded.
 
-JSON lines: the header first, then one pair a line. A line that a killed recorder left unfinished is no pair.
+JSON lines: the header first, then one pair a line. Where a recording was taken up with another build of the engine's
+file or another note, its header stands again. A line that a killed recorder left unfinished is no pair.
 """
 
 import json
@@ -17,8 +18,6 @@ KIND = "speed pool"
 RECORD = "record one: python -m suites.selftest.speeds record --pool FILE"
 DECIMALS = 7
 """Of seconds: the times are kept to a tenth of a microsecond."""
-# What may differ between the parts of one recording.
-FREE = ("note",)
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Pool:
-    """A recording: what was measured where, and its pairs."""
+    """A recording: what was measured where, and its pairs.
 
-    header: dict[str, Any]
+    headers: of each part, in order; they agree in all but what `_settled` leaves out. Both sides of a pair are of one
+    part, so none compares two builds.
+    """
+
+    headers: tuple[dict[str, Any], ...]
     entries: tuple[Entry, ...]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What all parts share is read from the first."""
+        return self.headers[0]
 
 
 def read(path: Path) -> Pool:
@@ -77,13 +85,14 @@ def read(path: Path) -> Pool:
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         if not lines or (lines[0]["schema"], lines[0]["kind"]) != (SCHEMA, KIND):
             raise ResultsError(f"{path} is no {KIND} of schema {SCHEMA}", RECORD)
-        return Pool(lines[0], tuple(Entry.from_json(line) for line in lines[1:]))
+        headers = [line for line in lines if "kind" in line]
+        return Pool(tuple(headers), tuple(Entry.from_json(line) for line in lines if "kind" not in line))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"cannot read {path}: {type(error).__name__} {error}", RECORD) from error
 
 
 def begin(path: Path, header: dict[str, Any]) -> int:
-    """Make the pool, or take up one of the same header behind its last whole line; gives how many pairs it holds.
+    """Make the pool, or take up one of the same settings behind its last whole line; gives how many pairs it holds.
 
     Raises:
         ResultsError: it is no pool, or was recorded on another device or with other settings.
@@ -93,16 +102,28 @@ def begin(path: Path, header: dict[str, Any]) -> int:
         path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return 0
     pool = read(path)
-    names = sorted((pool.header.keys() | header.keys()) - set(FREE))
-    differing = [name for name in names if pool.header.get(name) != header.get(name)]
+    before, now = _settled(pool.header), _settled(header)
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if differing:
-        found = "; ".join(f"{name}: {pool.header.get(name)} -> {header.get(name)}" for name in differing)
+        found = "; ".join(f"{name}: {before.get(name)} -> {now.get(name)}" for name in differing)
         raise ResultsError(f"{path} was recorded otherwise: {found}", "give another file: --pool FILE")
     os.truncate(path, path.read_bytes().rindex(b"\n") + 1)
+    if header != pool.headers[-1]:
+        _append(path, header)
     return len(pool.entries)
+
+
+def _settled(header: dict[str, Any]) -> dict[str, Any]:
+    """What has to be equal in all parts: not the note, nor the bytes of a file that no runtime builds alike twice."""
+    artifacts = {name: digest for name, digest in header["artifacts"].items() if name != "engine"}
+    return {**{name: value for name, value in header.items() if name != "note"}, "artifacts": artifacts}
 
 
 def append(path: Path, entry: Entry) -> None:
     """Add a pair."""
+    _append(path, entry.as_json())
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry.as_json()) + "\n")
+        stream.write(json.dumps(line) + "\n")

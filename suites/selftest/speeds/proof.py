@@ -102,7 +102,7 @@ class Proof:
             "drawn": DRAWN,
             "rules_are": {name: rule.says for name, rule in RULES.items()},
             "targets": [vars(target) for target in self.targets()],
-            "recorded": self.pool.header,
+            "recorded": self.pool.headers,
         }
 
     def _hog_json(self) -> dict[str, Any] | None:
@@ -111,7 +111,7 @@ class Proof:
         return {
             "rules": {rule: row.as_json() for rule, row in self.hog.items()},
             "pair_sd": spread_of(self.hog_pool, 0),
-            "recorded": self.hog_pool.header,
+            "recorded": self.hog_pool.headers,
         }
 
     def tables(self) -> str:
