@@ -11,11 +11,12 @@ import pytest
 
 from harness.__main__ import main
 from harness.model.registry import SHIPPED_BASELINES
+from suites.selftest import forks
+from suites.selftest.forks import Outcome
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 # pisa-mini on onnxruntime, in fp32 and int8, on the first 96 of the embedded images.
 RECORDS = CHECKOUT / "fixtures" / "records"
-Outcome = subprocess.CompletedProcess[str]
 Command = Callable[..., Outcome]
 Said = tuple[int, str]
 
@@ -44,30 +45,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
-def _run(*words: str | Path) -> Outcome:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+def own_environment() -> dict[str, str]:
+    """The caller's, without what a command of the tests must not inherit."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
 
 
 @pytest.fixture(scope="session")
 def python_command() -> Command:
-    """`python ...` in the checkout, with none of the caller's settings."""
-    return _run
+    """`python ...` in the checkout, from nothing, with none of the caller's settings."""
+
+    def run(*words: str | Path) -> Outcome:
+        command = [sys.executable, *map(str, words)]
+        environment = own_environment()
+        return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+
+    return run
 
 
 @pytest.fixture(scope="session")
 def harness_command() -> Command:
     """`python -m harness ...` in the checkout."""
-    return lambda *words: _run("-m", "harness", *words)
+    return lambda *words: forks.run(["harness", *map(str, words)], CHECKOUT, own_environment())
 
 
 @pytest.fixture(scope="session")
 def suites_command() -> Command:
     """`python -m pytest suites/accuracy suites/performance ...` in the checkout; leaves nothing there."""
-    return lambda *words: _run(
-        "-m", "pytest", "suites/accuracy", "suites/performance", "-p", "no:cacheprovider", *words
-    )
+    fixed = ("pytest", "suites/accuracy", "suites/performance", "-p", "no:cacheprovider")
+    return lambda *words: forks.run([*fixed, *map(str, words)], CHECKOUT, own_environment())
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """The gate bites: one thing broken in a real cell makes the run red, with the right verdict, cell and figures."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,8 @@ import pytest
 
 from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import Cell, Pipeline, Settings
-from suites.selftest import fakes
+from suites.selftest import fakes, forks
+from suites.selftest.conftest import own_environment
 from suites.selftest.faults import graphs
 
 pytestmark = pytest.mark.selftest
@@ -32,12 +30,10 @@ class Bench:
     graph: Path
     cache: Path
 
-    def run(self, directory: Path, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, directory: Path, *options: str, **variables: str) -> forks.Outcome:
         chosen = ["--model", self.model, "--engine", "onnxruntime", "--precision", "fp32"]
         places = ["--cache-dir", str(self.cache), "--results", str(directory / "results.json")]
-        command = [sys.executable, "-m", "pytest", "-m", "accuracy", *chosen, *places, *options]
-        environment = {**os.environ, **variables}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return forks.run(["pytest", "-m", "accuracy", *chosen, *places, *options], ROOT, own_environment() | variables)
 
 
 @pytest.fixture(scope="module", params=MODELS)

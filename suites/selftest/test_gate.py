@@ -17,6 +17,8 @@ import pytest
 
 from harness.environment import collect
 from harness.report.results import results_schema
+from suites.selftest import forks
+from suites.selftest.conftest import own_environment
 from suites.selftest.fakes import FAULTS_VARIABLE, PLUGIN, Workplace, write_model
 
 pytestmark = pytest.mark.selftest
@@ -26,8 +28,6 @@ SUITES = ("suites/accuracy", "suites/performance")
 BOTH = ("-m", "accuracy or performance")
 ONE = ("--precision", "fp32")
 FP32, FP16 = "toy-fp32-fake", "toy-fp16-fake"
-# Settings of the machine and of an outer pytest that a run of its own must not inherit.
-FOREIGN = ("DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_CACHE", "PYTEST_", "COVERAGE_PROCESS_", FAULTS_VARIABLE)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ class Outcome:
 
 
 def environment(faults: str = "") -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return own | {FAULTS_VARIABLE: faults, "PATH": path}
+    return own_environment() | {FAULTS_VARIABLE: faults, "PATH": path}
+
+
+def run_pytest(*words: str, faults: str = "") -> forks.Outcome:
+    return forks.run(["pytest", "-p", "no:cacheprovider", *words], CHECKOUT, environment(faults))
 
 
 def run(place: Workplace, *arguments: str, faults: str = "", results: Path | None = None, **places: Path) -> Outcome:
@@ -72,28 +75,10 @@ def run(place: Workplace, *arguments: str, faults: str = "", results: Path | Non
     words = [word for name, path in options.items() for word in (f"--{name.replace('_', '-')}", str(path))]
     if not any(word.startswith("--collect-only") for word in arguments):
         words += SUITES
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        PLUGIN,
-        f"--benchmark-timer={PLUGIN}.clock",
-        "--engine",
-        "fake",
-    ]
-    done = subprocess.run(
-        [*command, *words, *arguments],
-        cwd=CHECKOUT,
-        env=environment(faults),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, file, json.loads(file.read_text()) if file.exists() else {})
+    fake = ("-p", PLUGIN, f"--benchmark-timer={PLUGIN}.clock", "--engine", "fake")
+    done = run_pytest(*fake, *words, *arguments, faults=faults)
+    text = done.stdout + done.stderr
+    return Outcome(done.returncode, text, file, json.loads(file.read_text()) if file.exists() else {})
 
 
 def shell(command: str) -> None:
@@ -652,11 +637,8 @@ def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
 
 def test_a_run_with_default_options_says_nothing_of_them(tmp_path: Path) -> None:
     cell = ["--model", "pisa-mini", "--engine", "torch", "--checkpoints", str(tmp_path), "--engine-file", "README.md"]
-    command = [sys.executable, "-m", "pytest", "-m", "accuracy", *cell, "-p", "no:cacheprovider"]
     file = tmp_path / "results.json"
-    subprocess.run(
-        [*command, "--results", str(file)], cwd=CHECKOUT, env=environment(), check=False, capture_output=True
-    )
+    run_pytest("-m", "accuracy", *cell, "--results", str(file))
     (row,) = json.loads(file.read_text())["cells"]
     assert row["accuracy"]["given"] == {"--engine-file": "README.md"}
 
@@ -709,25 +691,22 @@ def test_the_folder_of_the_benchmark_file_is_made(tmp_path: Path) -> None:
     file = tmp_path / "not" / "there" / "benchmark.json"
     options = ["--results", str(tmp_path / "results.json"), "--cache-dir", str(tmp_path / "cache")]
     chosen = ["--model", "paa-mini", "--engine", "torch", f"--benchmark-json={file}", "--collect-only", "-q"]
-    command = [sys.executable, "-m", "pytest", "-m", "performance", *chosen, *options]
-    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True, capture_output=True)
+    assert run_pytest("-m", "performance", *chosen, *options).returncode == 0
     assert file.parent.is_dir()
 
 
 def test_a_required_cell_that_is_deselected_fails(tmp_path: Path) -> None:
     options = ["--results", str(tmp_path / "results.json"), "--model", "pisa,paa", "--engine", "torch"]
-    command = [sys.executable, "-m", "pytest", "-m", "accuracy", "-k", "paa", "--require", "pisa-*", *options]
-    run = subprocess.run(command, cwd=CHECKOUT, env=environment(), check=False, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "required but not run: pisa-fp32-torch" in run.stdout
+    done = run_pytest("-m", "accuracy", "-k", "paa", "--require", "pisa-*", *options)
+    assert done.returncode == 1
+    assert "required but not run: pisa-fp32-torch" in done.stdout
 
 
 @pytest.mark.parametrize("option", ["--require", "--model"])
 def test_an_empty_pattern_is_refused(option: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-m", "accuracy", option, ""]
-    run = subprocess.run(command, cwd=CHECKOUT, env=environment(), check=False, capture_output=True, text=True)
-    assert run.returncode == 4
-    assert f"{option} '': wanted a pattern, found none" in run.stderr
+    done = run_pytest("-m", "accuracy", option, "")
+    assert done.returncode == 4
+    assert f"{option} '': wanted a pattern, found none" in done.stderr
 
 
 def test_options_behind_a_path_reach_pytest_once(tmp_path: Path) -> None:
