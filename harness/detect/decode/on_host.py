@@ -1,13 +1,13 @@
 """Takes one image's raw maps as numpy arrays; gives their `Entries` after one read of memory, shared by the cores."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.detect.decode import kernels
+from harness.detect.decode import scan
 from harness.detect.decode.boxes import Maps
 from harness.detect.decode.entries import Entries, IndexArray
 from harness.detect.decode.scores import log_floor, logit_floor
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Task = Callable[[], None]
 
+LOGITS_PER_TASK = 2**19
 # With fewer, waking a helper takes longer than the tasks.
 TASKS_PER_HELPER = 20
 # More helpers would wait for the memory, not for a core.
@@ -37,36 +38,43 @@ def host_entries(outputs: Maps, row: int, head: "HeadSpec", first_anchors: Index
     maps = {name: np.ascontiguousarray(outputs[name][row]) for name in head.output_names}
     if len({values.dtype for values in maps.values()}) > 1:
         maps = {name: values.astype(np.float32) for name, values in maps.items()}
-    found: list[kernels.Found] = []
+    found: list[scan.Found] = []
     tasks: list[Task] = []
     for stride, first_anchor in zip(head.strides, first_anchors[:-1], strict=True):
-        scan = _level_scan(maps, stride, head, first_anchor)
-        tasks += [functools.partial(scan, kind, found) for kind in range(head.num_anchors)]
+        tasks += _level_tasks(maps, stride, head, first_anchor, found)
     share(tasks)
-    finite, keys, deltas = zip(*found, strict=True)
+    finite, places, logits, iou_logits, deltas = zip(*found, strict=True)
     if not all(finite):
         raise NotFinite(next(name for name, values in maps.items() if not np.isfinite(values).all()))
-    return Entries(np.concatenate(keys), np.concatenate(deltas).reshape(-1, 4))
+    return Entries(
+        np.concatenate(places),
+        np.concatenate(logits),
+        np.concatenate(iou_logits),
+        np.concatenate(deltas).reshape(-1, 4),
+    )
 
 
-def _level_scan(
-    maps: Maps, stride: int, head: "HeadSpec", first_anchor: int
-) -> Callable[[int, list[kernels.Found]], None]:
-    """What reads one kind of anchor in a level and adds what it finds to a list, on any thread."""
-    shape = (head.num_anchors, -1, maps[f"cls_{stride}"][0].size)
+def _level_tasks(
+    maps: Maps, stride: int, head: "HeadSpec", first_anchor: int, found: list[scan.Found]
+) -> Iterator[Task]:
+    """What reads a level's planes, some each, and adds what it finds to the list, on any thread."""
     logits, deltas = maps[f"cls_{stride}"], maps[f"box_{stride}"]
     if logits.dtype == np.float16:
         logits, deltas = logits.view(np.uint16), deltas.view(np.uint16)
+    num_cells = logits[0].size
     iou_logits, floor = np.empty((head.num_anchors, 0), np.float32), logit_floor(head.score_thr)
     if head.family == "paa":
         iou_logits = maps[f"iou_{stride}"].reshape(head.num_anchors, -1).astype(np.float32, copy=False)
         floor = log_floor(head.score_thr)
+    shape = (head.num_anchors, -1, num_cells)
     arrays = logits.reshape(shape), deltas.reshape(shape), iou_logits
 
-    def read(kind: int, found: list[kernels.Found]) -> None:
-        found.append(kernels.scan(*arrays, kind, first_anchor, np.float32(floor), np.float32(head.score_thr)))
+    def read(first: int, last: int) -> None:
+        found.append(scan.read_planes(*arrays, first, last, first_anchor, np.float32(floor)))
 
-    return read
+    planes, step = head.num_anchors * head.num_classes, max(1, LOGITS_PER_TASK // num_cells)
+    for first in range(0, planes, step):
+        yield functools.partial(read, first, min(first + step, planes))
 
 
 def share(tasks: Sequence[Task]) -> None:
