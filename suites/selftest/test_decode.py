@@ -19,7 +19,7 @@ from harness.detect.dataset import load_coco
 from harness.detect.decode import Boxes, Decoder, kernels, make_decoder, on_host, output_shapes, scan
 from harness.detect.decode.kernels import Candidates, Settings, ascending, batched_nms, ranked, sigmoid
 from harness.detect.decode.on_host import share
-from harness.detect.decode.scan import BLOCK, STRETCH, TANGENTS, note_floors, read_planes
+from harness.detect.decode.scan import BLOCK, STRETCH, TANGENTS, note_floors, reader_of
 from harness.detect.decode.scores import log_floor, logit_floor
 from harness.detect.preprocess import Geometry
 from harness.detect.run import load_batch, parts_of
@@ -527,10 +527,13 @@ def passing(logits: np.ndarray, threshold: float) -> np.ndarray:
     if logits.dtype == np.float16:
         values, deltas = values.view(np.uint16), deltas.view(np.uint16)
     no_iou, floor = np.empty((1, 0), np.float32), np.float32(logit_floor(threshold))
-    finite, *entries, found = read_planes(values[None, None], deltas, no_iou, 0, 1, 0, floor)
+    first_anchors = np.full(6, len(logits))
+    first_anchors[0] = 0
+    levels = (values[None, None],) * 5, (deltas,) * 5, (no_iou,) * 5
+    finite, *entries, found = reader_of(5)(*levels, first_anchors, floor, 0, 1)
     assert finite
     assert not found.any()
-    scores, _, anchors, _, _ = _ranked(*entries, np.array([0, len(logits)]), 1, threshold)
+    scores, _, anchors, _, _ = _ranked(*entries, first_anchors, 1, threshold)
     np.testing.assert_array_equal(scores, sigmoid(logits[anchors].astype(np.float32)))
     return np.sort(anchors)
 

@@ -1,11 +1,13 @@
 """Takes one image's raw maps as numpy arrays; gives their `Entries` after one read of memory, shared by the cores."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.detect.decode import scan
 from harness.detect.decode.boxes import Maps
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from harness.model.mmdet import HeadSpec
 
 Task = Callable[[], None]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
-LOGITS_PER_TASK = 2**19
+# What is read at once: more than an image of a small head has.
+LOGITS_PER_TASK = 2**20
 # With fewer, waking a helper takes longer than the tasks.
-TASKS_PER_HELPER = 20
+TASKS_PER_HELPER = 5
 # More helpers would wait for the memory, not for a core.
 MAX_HELPERS = 3
 
@@ -39,42 +43,52 @@ def host_entries(outputs: Maps, row: int, head: "HeadSpec", first_anchors: Index
     if len({values.dtype for values in maps.values()}) > 1:
         maps = {name: values.astype(np.float32) for name, values in maps.items()}
     found: list[scan.Found] = []
-    tasks: list[Task] = []
-    for stride, first_anchor in zip(head.strides, first_anchors[:-1], strict=True):
-        tasks += _level_tasks(maps, stride, head, first_anchor, found)
-    share(tasks)
+    read = _reader(maps, head, first_anchors)
+    num_cells = tuple(maps[f"cls_{stride}"][0].size for stride in head.strides)
+    share(
+        [functools.partial(read, *planes, found) for planes in _pieces(num_cells, head.num_anchors * head.num_classes)]
+    )
     finite, places, logits, iou_logits, deltas = zip(*found, strict=True)
     if not all(finite):
         raise NotFinite(next(name for name, values in maps.items() if not np.isfinite(values).all()))
-    return Entries(
-        np.concatenate(places),
-        np.concatenate(logits),
-        np.concatenate(iou_logits),
-        np.concatenate(deltas).reshape(-1, 4),
-    )
+    return Entries(_joined(places), _joined(logits), _joined(iou_logits), _joined(deltas).reshape(-1, 4))
 
 
-def _level_tasks(
-    maps: Maps, stride: int, head: "HeadSpec", first_anchor: int, found: list[scan.Found]
-) -> Iterator[Task]:
-    """What reads a level's planes, some each, and adds what it finds to the list, on any thread."""
-    logits, deltas = maps[f"cls_{stride}"], maps[f"box_{stride}"]
-    if logits.dtype == np.float16:
-        logits, deltas = logits.view(np.uint16), deltas.view(np.uint16)
-    num_cells = logits[0].size
-    iou_logits, floor = np.empty((head.num_anchors, 0), np.float32), logit_floor(head.score_thr)
-    if head.family == "paa":
-        iou_logits = maps[f"iou_{stride}"].reshape(head.num_anchors, -1).astype(np.float32, copy=False)
-        floor = log_floor(head.score_thr)
-    shape = (head.num_anchors, -1, num_cells)
-    arrays = logits.reshape(shape), deltas.reshape(shape), iou_logits
+def _joined(arrays: Sequence[npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
+    """All in one, which a single one already is."""
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
-    def read(first: int, last: int) -> None:
-        found.append(scan.read_planes(*arrays, first, last, first_anchor, np.float32(floor)))
 
-    planes, step = head.num_anchors * head.num_classes, max(1, LOGITS_PER_TASK // num_cells)
-    for first in range(0, planes, step):
-        yield functools.partial(read, first, min(first + step, planes))
+@functools.cache
+def _pieces(num_cells: tuple[int, ...], num_planes: int) -> list[tuple[int, int]]:
+    """Ranges of an image's planes, of which each level has `num_planes`, that take about equally long to read."""
+    ends = np.cumsum(np.repeat(num_cells, num_planes))
+    count = max(1, int(ends[-1]) // LOGITS_PER_TASK)
+    cuts = [0, *np.searchsorted(ends, ends[-1] * np.arange(1, count) / count).tolist(), len(ends)]
+    return [(first, last) for first, last in itertools.pairwise(cuts) if first < last]
+
+
+def _reader(maps: Maps, head: "HeadSpec", first_anchors: IndexArray) -> Callable[[int, int, list[scan.Found]], None]:
+    """What reads some planes of an image and adds what it finds to a list, on any thread."""
+    arrays: dict[str, list[Any]] = {"cls": [], "box": [], "iou": []}
+    for stride in head.strides:
+        for kind in ("cls", "box"):
+            values = maps[f"{kind}_{stride}"]
+            bits = values.view(np.uint16) if values.dtype == np.float16 else values
+            arrays[kind].append(bits.reshape(head.num_anchors, -1, values[0].size))
+        if head.family == "paa":
+            values = maps[f"iou_{stride}"].reshape(head.num_anchors, -1)
+            arrays["iou"].append(values.astype(np.float32, copy=False))
+        else:
+            arrays["iou"].append(np.empty((head.num_anchors, 0), np.float32))
+    floor = log_floor(head.score_thr) if head.family == "paa" else logit_floor(head.score_thr)
+    levels = tuple(arrays["cls"]), tuple(arrays["box"]), tuple(arrays["iou"])
+    reader = scan.reader_of(len(head.strides))
+
+    def read(first: int, last: int, found: list[scan.Found]) -> None:
+        found.append(reader(*levels, first_anchors, np.float32(floor), first, last))
+
+    return read
 
 
 def share(tasks: Sequence[Task]) -> None:

@@ -1,7 +1,8 @@
-"""Takes one image's raw maps of a level as arrays; gives the entries that may count, in one read of memory."""
+"""Takes one image's raw maps as arrays; gives the entries that may count, in one read of memory."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ TANGENTS = np.stack([_SLOPES, np.log1p(np.exp(-_TOUCHING)) + _SLOPES * _TOUCHING
 NUM_TANGENTS = len(TANGENTS)
 
 _float, _half, _index = types.float32, types.uint16, types.int64
-_floats = _float[::1]
+_floats, _inputs = _float[::1], (_float, _half)
 _found = results(types.boolean, _index[::1], _floats, _floats, _floats)
 
 
@@ -114,38 +115,30 @@ def _with_room(values: Values, room: int) -> Values:
     return longer
 
 
-@compiled(
-    *(_found(given(t, 3), given(t, 3), given(_float, 2), _index, _index, _index, _float) for t in (_float, _half))
-)
-def read_planes(
-    logits: Values,
-    deltas: Values,
-    iou_logits: FloatArray,
+def _read_levels(
+    logits_of: tuple[Values, ...],
+    deltas_of: tuple[Values, ...],
+    iou_logits_of: tuple[FloatArray, ...],
+    first_anchors: IndexArray,
+    floor: np.float32,
     first: int,
     last: int,
-    first_anchor: int,
-    floor: np.float32,
 ) -> Found:
-    """Read some planes of a level, a plane being one class of one kind of anchor.
-
-    Args:
-        logits: `[A, C, N]`, the level's class map of N cells: float32, or float16's bit patterns.
-        deltas: `[A, 4, N]`, its box map, of the same type; a kind's are checked with the plane of its first class.
-        iou_logits: `[A, N]`, its IoU map; `[A, 0]` where the head has none.
-        first, last: the planes from `first` to before `last`, of A * C.
-        first_anchor: the anchors of all levels before.
-        floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must.
-
-    Returns:
-        Whether all values that were read are finite, and what `Entries` hold, the deltas as `[4 * K]`.
-    """
-    num_kinds, num_classes, num_cells = logits.shape
+    """See `Reader`."""
+    num_kinds, num_classes = logits_of[0].shape[0], logits_of[0].shape[1]
+    num_planes, most_cells = num_kinds * num_classes, 0
+    for logits in logits_of:
+        most_cells = max(most_cells, logits.shape[2])
     finite, room, starts = True, np.empty(STRETCH, np.float32), np.empty(STRETCH // BLOCK + 1, np.int64)
-    floors = np.full(num_cells, min(floor, LARGEST))
+    marks = np.empty(BLOCK, np.uint8)
+    eights = marks.view(np.uint64)
+    floors = np.full(most_cells, min(floor, LARGEST))
     places, total = np.empty(ROOM, np.int64), 0
-    passed, ious, rows = np.empty(ROOM, np.float32), np.empty(ROOM, np.float32), np.empty(4 * ROOM, deltas.dtype)
+    passed, ious, rows = np.empty(ROOM, np.float32), np.empty(ROOM, np.float32), np.empty(4 * ROOM, deltas_of[0].dtype)
     for plane in range(first, last):
-        kind, label = plane // num_classes, plane % num_classes
+        level, kind, label = plane // num_planes, plane % num_planes // num_classes, plane % num_classes
+        logits, deltas, iou_logits = logits_of[level], deltas_of[level], iou_logits_of[level]
+        num_cells, first_anchor = logits.shape[2], first_anchors[level]
         if label == 0:
             finite &= _finite(iou_logits[kind])
             for k in range(4):
@@ -160,10 +153,15 @@ def read_planes(
                 passed, ious = _with_room(passed, 2 * len(passed)), _with_room(ious, 2 * len(ious))
             before = total
             for block in starts[: _note_blocks(stretch, its_floors, starts)]:
-                # Unsigned, so that no index is tried for being negative.
-                for i in range(np.uint64(block), np.uint64(min(block + BLOCK, len(stretch)))):
-                    places[total] = i
-                    total += int(_counts(stretch[i], its_floors[i]))
+                its_logits, block_floors = stretch[block : block + BLOCK], its_floors[block : block + BLOCK]
+                marks[len(its_logits) :] = 0
+                for i in range(len(its_logits)):
+                    marks[i] = _counts(its_logits[i], block_floors[i])
+                for eight in range(len(eights)):
+                    if eights[eight]:
+                        for i in range(8 * eight, 8 * eight + 8):
+                            places[total] = block + i
+                            total += int(marks[i])
             for i in range(before, total):
                 cell, passed[i] = start + places[i], stretch[places[i]]
                 finite &= abs(passed[i]) < INFINITY
@@ -172,5 +170,46 @@ def read_planes(
                     ious[i] = iou_logits[kind, cell]
                 for k in range(4):
                     rows[4 * i + k] = deltas[kind, k, cell]
-    ious = ious[: total if iou_logits.size else 0]
+    ious = ious[: total if iou_logits_of[0].size else 0]
     return finite, places[:total], passed[:total], ious, _as_float32(rows[: 4 * total], np.empty(4 * total, np.float32))
+
+
+class Reader(Protocol):
+    """Reads some planes of an image's maps, a plane being one class of one kind of anchor in one of L levels."""
+
+    def __call__(
+        self,
+        logits: tuple[Values, ...],
+        deltas: tuple[Values, ...],
+        iou_logits: tuple[FloatArray, ...],
+        first_anchors: IndexArray,
+        floor: np.float32,
+        first: int,
+        last: int,
+        /,
+    ) -> Found:
+        """Read the planes from `first` to before `last`, of L * A * C.
+
+        Args:
+            logits: `[A, C, N]` each, class maps of N cells: float32, or float16's bit patterns.
+            deltas: `[A, 4, N]` each, box maps, of the same type; checked with the planes of the first class.
+            iou_logits: `[A, N]` each, IoU maps; `[A, 0]` where the head has none.
+            first_anchors: `[L + 1]`, anchors of all levels before each.
+            floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must.
+
+        Returns:
+            Whether all values that were read are finite, and what `Entries` hold, the deltas as `[4 * K]`.
+        """
+        ...
+
+
+@functools.cache
+def reader_of(num_levels: int) -> Reader:
+    """The loop, compiled for heads of so many levels."""
+
+    def levels(dtype: Any, dimensions: int) -> Any:
+        return types.UniTuple(given(dtype, dimensions), num_levels)  # type: ignore[no-untyped-call]
+
+    arguments = ((levels(t, 3), levels(t, 3), levels(_float, 2), _index[::1], _float, _index, _index) for t in _inputs)
+    reader: Reader = compiled(*(_found(*of_one) for of_one in arguments))(_read_levels)
+    return reader
