@@ -30,7 +30,7 @@ def results(*found: Any) -> Any:
 def compiled(*signatures: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile for these signatures at once; without one, for whatever the compiled callers hand in.
 
-    The code is kept beside this file or, where that folder may not be written, in the user's cache folder
+    The code is kept beside the loop's file or, where that folder may not be written, in the user's cache folder
     (`NUMBA_CACHE_DIR` names another); where that may not be written either, each process compiles for itself.
     """
 

@@ -13,6 +13,7 @@ from harness.detect.decode.compiled import compiled, given, results
 from harness.detect.decode.entries import FloatArray, IndexArray
 
 Halves = npt.NDArray[np.uint16]
+Marks = npt.NDArray[np.uint8]
 Values = npt.NDArray[Any]
 Found = tuple[bool, IndexArray, FloatArray, FloatArray, FloatArray]
 
@@ -74,6 +75,16 @@ def _compiled_as_float32(values: Any, room: Any) -> Callable[[Values, FloatArray
     return lambda values, room: _widened(values, room)
 
 
+@compiled()
+def _finite_deltas(deltas: Values, room: FloatArray) -> bool:
+    """Whether no delta of one kind of anchor, `[4, N]`, is NaN or infinite."""
+    finite = True
+    for k in range(4):
+        for start in range(0, deltas.shape[1], STRETCH):
+            finite &= _finite(_as_float32(deltas[k, start : start + STRETCH], room))
+    return finite
+
+
 @compiled(types.void(given(_float, 1), _float, _floats))
 def note_floors(iou_logits: FloatArray, floor: np.float32, floors: FloatArray) -> None:
     """Write to `floors` `[N]` class logits up to which sigmoid(class) * sigmoid(IoU) is less than exp(floor)."""
@@ -108,6 +119,28 @@ def _note_blocks(logits: FloatArray, floors: FloatArray, starts: IndexArray) -> 
 
 
 @compiled()
+def _note_places(
+    logits: FloatArray, floors: FloatArray, starts: IndexArray, marks: Marks, places: IndexArray, total: int
+) -> int:
+    """Write to `places`, behind the `total` that are there, where logits count; gives the new total.
+
+    `starts` `[number of blocks + 1]` and `marks` `[BLOCK]` are room for its work.
+    """
+    eights = marks.view(np.uint64)
+    for block in starts[: _note_blocks(logits, floors, starts)]:
+        its_logits, its_floors = logits[block : block + BLOCK], floors[block : block + BLOCK]
+        marks[len(its_logits) :] = 0
+        for i in range(len(its_logits)):
+            marks[i] = _counts(its_logits[i], its_floors[i])
+        for eight in range(len(eights)):
+            if eights[eight]:
+                for i in range(8 * eight, 8 * eight + 8):
+                    places[total] = block + i
+                    total += int(marks[i])
+    return total
+
+
+@compiled()
 def _with_room(values: Values, room: int) -> Values:
     """A copy with room for more values behind."""
     longer = np.empty(room, values.dtype)
@@ -130,9 +163,7 @@ def _read_levels(
     for logits in logits_of:
         most_cells = max(most_cells, logits.shape[2])
     finite, room, starts = True, np.empty(STRETCH, np.float32), np.empty(STRETCH // BLOCK + 1, np.int64)
-    marks = np.empty(BLOCK, np.uint8)
-    eights = marks.view(np.uint64)
-    floors = np.full(most_cells, min(floor, LARGEST))
+    marks, floors = np.empty(BLOCK, np.uint8), np.full(most_cells, min(floor, LARGEST))
     places, total = np.empty(ROOM, np.int64), 0
     passed, ious, rows = np.empty(ROOM, np.float32), np.empty(ROOM, np.float32), np.empty(4 * ROOM, deltas_of[0].dtype)
     for plane in range(first, last):
@@ -140,10 +171,7 @@ def _read_levels(
         logits, deltas, iou_logits = logits_of[level], deltas_of[level], iou_logits_of[level]
         num_cells, first_anchor = logits.shape[2], first_anchors[level]
         if label == 0:
-            finite &= _finite(iou_logits[kind])
-            for k in range(4):
-                for start in range(0, num_cells, STRETCH):
-                    finite &= _finite(_as_float32(deltas[kind, k, start : start + STRETCH], room))
+            finite &= _finite(iou_logits[kind]) & _finite_deltas(deltas[kind], room)
         if label == 0 or plane == first:
             note_floors(iou_logits[kind], floor, floors)
         for start in range(0, num_cells, STRETCH):
@@ -152,16 +180,7 @@ def _read_levels(
                 places, rows = _with_room(places, 2 * len(places)), _with_room(rows, 2 * len(rows))
                 passed, ious = _with_room(passed, 2 * len(passed)), _with_room(ious, 2 * len(ious))
             before = total
-            for block in starts[: _note_blocks(stretch, its_floors, starts)]:
-                its_logits, block_floors = stretch[block : block + BLOCK], its_floors[block : block + BLOCK]
-                marks[len(its_logits) :] = 0
-                for i in range(len(its_logits)):
-                    marks[i] = _counts(its_logits[i], block_floors[i])
-                for eight in range(len(eights)):
-                    if eights[eight]:
-                        for i in range(8 * eight, 8 * eight + 8):
-                            places[total] = block + i
-                            total += int(marks[i])
+            total = _note_places(stretch, its_floors, starts, marks, places, before)
             for i in range(before, total):
                 cell, passed[i] = start + places[i], stretch[places[i]]
                 finite &= abs(passed[i]) < INFINITY
