@@ -16,18 +16,10 @@ import pytest
 
 from fixtures.rawmaps import CANDIDATES_PER_IMAGE, coco_like
 from harness.detect.dataset import load_coco
-from harness.detect.decode import Boxes, Decoder, make_decoder, on_host, output_shapes
-from harness.detect.decode.kernels import (
-    STRETCH,
-    TANGENTS,
-    batched_nms,
-    columns_of,
-    note_floors,
-    rank_keys,
-    scan,
-    sigmoid,
-)
+from harness.detect.decode import Boxes, Decoder, kernels, make_decoder, on_host, output_shapes, scan
+from harness.detect.decode.kernels import Candidates, Settings, ascending, batched_nms, ranked, sigmoid
 from harness.detect.decode.on_host import share
+from harness.detect.decode.scan import BLOCK, STRETCH, TANGENTS, note_floors, reader_of
 from harness.detect.decode.scores import log_floor, logit_floor
 from harness.detect.preprocess import Geometry
 from harness.detect.run import load_batch, parts_of
@@ -516,18 +508,34 @@ def _borderline(threshold: float) -> np.ndarray:
     return (middle.view(np.int32) + np.arange(-64, 65, dtype=np.int32)).view(np.float32)
 
 
+def _ranked(
+    places: np.ndarray,
+    logits: np.ndarray,
+    iou_logits: np.ndarray,
+    first_anchors: np.ndarray,
+    num_classes: int,
+    threshold: float = 0.0,
+) -> Candidates:
+    """The candidates among entries without deltas."""
+    settings = Settings(num_classes, np.float32(threshold), 0, np.float32(0), 0, np.float32(0), False)
+    return ranked(places, logits, iou_logits, np.zeros((len(places), 4), np.float32), first_anchors, settings)
+
+
 def passing(logits: np.ndarray, threshold: float) -> np.ndarray:
     """Indices of a class map's logits whose score exceeds the threshold, by a scan of one class and kind of anchor."""
     values, deltas = logits, np.zeros((1, 4, len(logits)), logits.dtype)
     if logits.dtype == np.float16:
         values, deltas = values.view(np.uint16), deltas.view(np.uint16)
-    floor, score_thr = np.float32(logit_floor(threshold)), np.float32(threshold)
-    finite, keys, found = scan(values[None, None], deltas, np.empty((1, 0), np.float32), 0, 0, floor, score_thr)
+    no_iou, floor = np.empty((1, 0), np.float32), np.float32(logit_floor(threshold))
+    first_anchors = np.full(6, len(logits))
+    first_anchors[0] = 0
+    levels = (values[None, None],) * 5, (deltas,) * 5, (no_iou,) * 5
+    finite, *entries, found = reader_of(5)(*levels, first_anchors, floor, 0, 1)
     assert finite
     assert not found.any()
-    scores, _, anchors, _ = columns_of(keys, np.array([0, len(logits)]), 1)
+    scores, _, anchors, _, _ = _ranked(*entries, first_anchors, 1, threshold)
     np.testing.assert_array_equal(scores, sigmoid(logits[anchors].astype(np.float32)))
-    return anchors
+    return np.sort(anchors)
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.05, 0.3, 0.9])
@@ -553,7 +561,7 @@ def test_thresholds_at_the_ends_pass_all_or_nothing(threshold: float, count: int
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("size", [1, STRETCH - 1, STRETCH, STRETCH + 1, 100 * STRETCH + 7])
+@pytest.mark.parametrize("size", [1, BLOCK, STRETCH - 1, STRETCH, STRETCH + 1, 25 * STRETCH + 7])
 def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> None:
     logits = np.random.default_rng(size).normal(-7, 1.5, size).astype(dtype)
     logits[[0, -1]] = 1
@@ -563,7 +571,7 @@ def test_a_scan_finds_what_a_plain_comparison_finds(size: int, dtype: type) -> N
 def _floors(ious: np.ndarray, threshold: float) -> np.ndarray:
     """Class logits that cannot pass beside these IoU logits."""
     floor = np.float32(log_floor(threshold))
-    floors = np.full(len(ious), floor)
+    floors = np.empty_like(ious)
     note_floors(ious, floor, floors)
     return floors
 
@@ -603,23 +611,50 @@ def test_scores_are_within_two_units_of_torch() -> None:
     assert np.abs(ours.view(np.int32) - theirs.view(np.int32)).max() <= 2
 
 
-def test_keys_rank_by_score_then_anchor_then_label() -> None:
+def test_candidates_come_by_score_then_level_then_anchor_then_label() -> None:
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 20, 200).astype(np.float32)
-    anchors, labels = np.divmod(rng.permutation(200), 5)
-    wanted = sorted(range(200), key=lambda i: (-scores[i], anchors[i], labels[i]))
-    np.testing.assert_array_equal(np.argsort(rank_keys(scores, anchors, labels, 5)), wanted)
+    places, logits = rng.permutation(500), rng.integers(-9, 9, 500).astype(np.float32)
+    first_anchors, num_classes = np.array([0, 7, 7, 30, 100]), 5
+    order = np.array(sorted(range(500), key=lambda i: (-logits[i], places[i])))
+    anchors, labels = np.divmod(places[order], num_classes)
+    levels = np.repeat([0, 2, 3], [7, 23, 70])[anchors]
+    found = _ranked(places, logits, np.empty(0, np.float32), first_anchors, num_classes)
+    wanted = sigmoid(logits[order]), levels, anchors - first_anchors[levels], labels
+    for column, expected in zip(found, wanted, strict=False):
+        np.testing.assert_array_equal(column, expected)
 
 
-def test_keys_hold_score_level_anchor_and_label() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.uniform(size=100).astype(np.float32)
-    first_anchors = np.array([0, 7, 7, 30, 100])
-    anchors, labels = np.arange(100), rng.integers(0, 5, 100)
-    found = columns_of(rank_keys(scores, anchors, labels, 5), first_anchors, 5)
-    levels = np.repeat([0, 2, 3], [7, 23, 70])
-    for column, wanted in zip(found, (scores, levels, anchors - first_anchors[levels], labels), strict=True):
-        np.testing.assert_array_equal(column, wanted)
+KEYS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "none": lambda rng: rng.integers(0, 2, 0),
+    "one": lambda rng: rng.integers(0, 2**63, 1),
+    "any": lambda rng: rng.integers(0, 2**63, 3000),
+    "in order": lambda rng: np.arange(3000),
+    "backwards": lambda rng: np.arange(3000)[::-1],
+    "upper halves alike": lambda rng: (7 << 32) + rng.permutation(3000),
+    "few upper halves": lambda rng: (rng.integers(0, 9, 3000) << 32) + rng.permutation(3000),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_are_sorted(kind: str) -> None:
+    given = KEYS[kind](np.random.default_rng(0)).astype(np.uint64)
+    keys, positions = ascending(given)
+    np.testing.assert_array_equal(keys, np.sort(given))
+    np.testing.assert_array_equal(given[positions], keys)
+
+
+def test_powers_of_e_are_those_of_float64_rounded() -> None:
+    x = np.concatenate([np.linspace(-110, 95, 200_001), [-np.inf, -3e38, 3e38, np.inf]]).astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        wanted = np.exp(x.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(1 / (1 + wanted), sigmoid(-x))
+
+
+@pytest.mark.parametrize("module", [kernels, scan])
+def test_no_compiled_loop_calls_one_of_another_file(module: Any) -> None:
+    loops = [value for value in vars(module).values() if hasattr(value, "py_func")]
+    assert len(loops) > 3
+    assert {loop.py_func.__module__ for loop in loops} == {module.__name__}
 
 
 @pytest.mark.parametrize("iou_threshold", [0.5, 0.6])

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.detect.decode import kernels
 from harness.detect.decode.anchors import base_anchors
 from harness.detect.decode.boxes import Boxes, Maps
-from harness.detect.decode.entries import Candidates, Entries, FloatArray
+from harness.detect.decode.entries import Entries, FloatArray
 from harness.detect.decode.on_device import device_entries
 from harness.detect.decode.on_host import host_entries
 from harness.detect.decode.outputs import are_arrays, check_outputs
@@ -25,13 +25,26 @@ class DenseDecoder(ABC):
     def __init__(self, head: "HeadSpec", input_spec: "InputSpec") -> None:
         self._head = head
         self._input_spec = input_spec
-        self._iou_threshold = np.float32(head.iou_threshold)
-        self._strides = np.array(head.strides)
-        self._columns = -(-input_spec.width // self._strides)
-        num_cells = -(-input_spec.height // self._strides) * self._columns
-        self._first_anchors = np.cumsum([0, *(num_cells * head.num_anchors)])
-        self._base_anchors = np.concatenate([base_anchors(head, stride) for stride in head.strides])
-        self._stds, self._means = np.array(head.target_stds, np.float32), np.array(head.target_means, np.float32)
+        strides = np.array(head.strides)
+        columns = -(-input_spec.width // strides)
+        num_cells = -(-input_spec.height // strides) * columns
+        self._anchors = kernels.Anchors(
+            np.cumsum([0, *(num_cells * head.num_anchors)]),
+            np.concatenate([base_anchors(head, stride) for stride in head.strides]),
+            columns,
+            strides,
+            np.array(head.target_stds, np.float32),
+            np.array(head.target_means, np.float32),
+        )
+        self._settings = kernels.Settings(
+            head.num_classes,
+            np.float32(head.score_thr),
+            head.nms_pre,
+            np.float32(head.iou_threshold),
+            head.max_per_img,
+            np.float32(head.min_bbox_size),
+            head.score_voting,
+        )
 
     def check(self, outputs: Maps, images: int) -> None:
         """See `Decoder.check`."""
@@ -49,34 +62,26 @@ class DenseDecoder(ABC):
 
     def _decode_rows(self, outputs: Maps, rows: range, geometries: Sequence["Geometry"]) -> list[Boxes]:
         # One image at a time where that needs no copy, so that only one image's entries are alive.
-        found: Iterable[Entries] = (host_entries(outputs, row, self._head, self._first_anchors) for row in rows)
+        found: Iterable[Entries] = (host_entries(outputs, row, self._head, self._anchors.first) for row in rows)
         if not are_arrays(outputs):
-            found = device_entries(outputs, rows, self._head, self._first_anchors)
-        return [self._finish(self._ranked(one), geometry) for one, geometry in zip(found, geometries, strict=True)]
-
-    def _ranked(self, entries: Entries) -> Candidates:
-        order = np.argsort(entries.keys)
-        columns = kernels.columns_of(entries.keys.take(order), self._first_anchors, self._head.num_classes)
-        return Candidates(*columns, entries.deltas.take(order, axis=0))
+            found = device_entries(outputs, rows, self._head, self._anchors.first)
+        return [self._finish(one, geometry) for one, geometry in zip(found, geometries, strict=True)]
 
     @abstractmethod
-    def _finish(self, candidates: Candidates, geometry: "Geometry") -> Boxes:
+    def _finish(self, entries: Entries, geometry: "Geometry") -> Boxes:
         """The boxes of one image."""
 
-    def _boxes(
-        self, candidates: Candidates, geometry: "Geometry", factors: FloatArray, divisors: FloatArray
-    ) -> FloatArray:
-        """Boxes `[K, 4]` xyxy of the candidates: those in the input times `factors / divisors`, x and y."""
-        return kernels.boxes_of(
-            candidates.deltas,
-            candidates.levels,
-            candidates.anchors,
-            self._base_anchors,
-            self._columns,
-            self._strides,
-            self._stds,
-            self._means,
-            np.array([geometry.content_width, geometry.content_height], np.float32),
-            factors,
-            divisors,
+    def _arguments(
+        self, entries: Entries, geometry: "Geometry", factors: FloatArray, divisors: FloatArray
+    ) -> tuple[Any, ...]:
+        """What `kernels.decode_anchor` and `kernels.decode_paa` take; boxes go out times `factors / divisors`."""
+        limits = np.array([geometry.content_width, geometry.content_height], np.float32)
+        return (
+            entries.places,
+            entries.logits,
+            entries.iou_logits,
+            entries.deltas,
+            self._anchors,
+            kernels.Frame(limits, factors, divisors),
+            self._settings,
         )

@@ -1,4 +1,4 @@
-"""Takes nothing; gives the types of what is read off one image's raw maps: the few entries whose scores count."""
+"""Takes nothing; gives the types of what is read off one image's raw maps: the few entries whose scores may count."""
 
 from dataclasses import dataclass
 
@@ -12,40 +12,16 @@ KeyArray = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of one image's class maps whose score is greater than `score_thr`, in any order.
+    """The entries of one image's class maps whose score may be greater than `score_thr`, in any order.
 
-    keys: `[K]`, `kernels.rank_keys` of the score, the anchor (all levels counted through, each as mmdet does it:
-        cell * anchors per cell + kind) and the label.
+    places: `[K]`, anchor * number of classes + label; anchors are counted through all levels, each as mmdet does it:
+        cell * anchors per cell + kind.
+    logits: `[K]` of the class.
+    iou_logits: `[K]` of the entries' anchors, `[0]` where the head has none.
     deltas: `[K, 4]` of the entries' anchors.
     """
 
-    keys: KeyArray
+    places: IndexArray
+    logits: FloatArray
+    iou_logits: FloatArray
     deltas: FloatArray
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Columns of entries, best first; equal scores come by level, then by anchor, then by label.
-
-    scores: `[K]` float32.
-    levels: `[K]` int64.
-    anchors: `[K]` int64, counted in the level.
-    labels: `[K]` int64, 0..num_classes-1.
-    deltas: `[K, 4]` float32.
-    """
-
-    scores: FloatArray
-    levels: IndexArray
-    anchors: IndexArray
-    labels: IndexArray
-    deltas: FloatArray
-
-    def at(self, positions: IndexArray) -> "Candidates":
-        """Those at `positions` `[k]` in 0..K-1, in that order."""
-        return Candidates(
-            self.scores.take(positions),
-            self.levels.take(positions),
-            self.anchors.take(positions),
-            self.labels.take(positions),
-            self.deltas.take(positions, axis=0),
-        )

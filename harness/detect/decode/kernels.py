@@ -1,277 +1,248 @@
-"""Takes arrays of one image; gives what decoding computes of them, in loops that numba compiles on import.
+"""Takes one image's entries as arrays; gives its boxes: scores, ranks, corners, suppression and voting, in one loop."""
 
-Floating-point arithmetic is done as it is written: float32 stays float32, no sum is reordered, nothing is fused.
-All loops run without Python's lock. Callers give C-contiguous arrays of the types that the signatures name.
-"""
+import math
+from typing import NamedTuple
 
-import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
-
-import numba
 import numpy as np
-import numpy.typing as npt
 from numba import types
-from numba.extending import overload
 
+from harness.detect.decode.compiled import compiled, results
 from harness.detect.decode.entries import FloatArray, IndexArray, KeyArray
 
-P = ParamSpec("P")
-R = TypeVar("R")
-Halves = npt.NDArray[np.uint16]
-DoubleArray = npt.NDArray[np.float64]
-Values = npt.NDArray[Any]
-Found = tuple[bool, KeyArray, FloatArray]
+Found = tuple[FloatArray, FloatArray, IndexArray]
 
-# Logits that are compared before it is asked whether one exceeds its floor: first many, then, where one does, few.
-STRETCH, BLOCK = 512, 32
-# Entries that a scan makes room for at first.
-ROOM = 1024
 
-# What float16's Inf becomes when it is widened as if it were a number.
-WIDENED_INF = np.float32(65536)
-# From float16's exponents, which count from 15, to float32's, which count from 127.
-REBIAS = np.float32(2.0**112)
+class Anchors(NamedTuple):
+    """A head's anchors, L levels of A to a cell, and how its deltas move them.
 
-# Slopes and heights of tangents to -log(sigmoid(x)), which lies above them all.
-_TOUCHING = np.array([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0])
-_SLOPES = 1 / (1 + np.exp(_TOUCHING))
-TANGENTS = np.stack([_SLOPES, np.log1p(np.exp(-_TOUCHING)) + _SLOPES * _TOUCHING], axis=1).astype(np.float32)
+    first: `[L + 1]`, anchors of all levels before each.
+    base: `[L * A, 4]` xyxy, the anchors of each level's cell at the origin, pixels of the input.
+    columns, strides: `[L]`, cells in a row, and pixels of the input from cell to cell.
+    stds, means: `[4]`, by which dx, dy, dw, dh are normalised.
+    """
 
-ZERO, HALF, ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(np.inf)
+    first: IndexArray
+    base: FloatArray
+    columns: IndexArray
+    strides: IndexArray
+    stds: FloatArray
+    means: FloatArray
+
+
+class Candidates(NamedTuple):
+    """Entries whose score is greater than `score_thr`, best first; equal scores come by level, anchor and label.
+
+    scores, levels, anchors, labels: `[K]`, anchors counted in their level.
+    deltas: `[K, 4]` dx, dy, dw, dh.
+    """
+
+    scores: FloatArray
+    levels: IndexArray
+    anchors: IndexArray
+    labels: IndexArray
+    deltas: FloatArray
+
+
+class Frame(NamedTuple):
+    """Where boxes end and what becomes of them, `[2]` each, for x and y.
+
+    limits: of the photograph in the input, pixels; boxes are clipped to it, then multiplied by `factors / divisors`.
+    """
+
+    limits: FloatArray
+    factors: FloatArray
+    divisors: FloatArray
+
+
+class Settings(NamedTuple):
+    """A head's test settings: see `HeadSpec`."""
+
+    num_classes: int
+    score_thr: np.float32
+    nms_pre: int
+    iou_threshold: np.float32
+    max_per_img: int
+    min_bbox_size: np.float32
+    score_voting: bool
+
+
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # mmdet's `wh_ratio_clip`: no box is more than 62.5 times wider or narrower than its anchor.
 MAX_LOG_RATIO = np.float32(abs(np.log(16 / 1000)))
 # mmdet's score voting.
 MIN_IOU, EPSILON, SIGMA = np.float32(0.01), np.float32(1e-6), np.float32(0.025)
 
-_float, _half, _index = types.float32, types.uint16, types.int64
-_floats, _doubles, _indices = _float[::1], types.float64[::1], _index[::1]
+# exp's: powers whose float32 is 0 or infinite lie beyond; 1 / ln 2; ln 2 in two parts; Taylor's series.
+LOWEST, HIGHEST, PER_LN_2 = -104.0, 90.0, 1 / math.log(2)
+LN_2 = (0.693147180369123816490, 1.90821492927058770002e-10)
+SERIES = tuple(1 / math.factorial(power) for power in range(12))
+
+# Bits by which keys are sorted at once.
+DIGIT = 9
+
+_float, _index = types.float32, types.int64
+_floats, _indices, _keys = _float[::1], _index[::1], types.uint64[::1]
 _rows = _float[:, ::1]
-_found: Any = types.Tuple((types.boolean, types.uint64[::1], _floats))  # type: ignore[no-untyped-call]
-_columns: Any = types.Tuple((_floats, _indices, _indices, _indices))  # type: ignore[no-untyped-call]
-_voters: Any = types.Tuple((_indices, _indices, _doubles))  # type: ignore[no-untyped-call]
+_anchors = types.NamedTuple((_indices, _rows, _indices, _indices, _floats, _floats), Anchors)  # type: ignore[no-untyped-call]
+_frame = types.NamedUniTuple(_floats, 3, Frame)  # type: ignore[no-untyped-call]
+_settings = types.NamedTuple(  # type: ignore[no-untyped-call]
+    (_index, _float, _index, _float, _index, _float, types.boolean), Settings
+)
+_decode = results(_rows, _floats, _indices)(_indices, _floats, _floats, _rows, _anchors, _frame, _settings)
 
 
-def _given(dtype: Any, dimensions: int) -> Any:
-    """An array that is only read: it may be locked for writing, and lie at any address."""
-    return types.Array(dtype, dimensions, "C", readonly=True, aligned=False)
+@compiled()
+def _exp(x: np.float32) -> np.float32:
+    """The float32 next to e^x, the same on every machine; x is no NaN.
 
-
-def compiled(*signatures: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile for these signatures at once; without one, for whatever the compiled callers hand in.
-
-    The code is kept beside this file or, where that folder may not be written, in the user's cache folder
-    (`NUMBA_CACHE_DIR` names another); where that may not be written either, each process compiles for itself.
+    The processor's own differ, and do not come eight at a time.
     """
-
-    def compile_it(function: Callable[P, R]) -> Callable[P, R]:
-        njit: Any = functools.partial(numba.njit, list(signatures) or None, nogil=True, error_model="numpy")
-        try:
-            done: Callable[P, R] = njit(cache=True)(function)
-        except RuntimeError:
-            done = njit()(function)
-        return done
-
-    return compile_it
-
-
-@compiled()
-def _finite(values: FloatArray) -> bool:
-    """Whether no value is NaN or infinite."""
-    finite = True
-    for i in range(len(values)):
-        finite &= abs(values[i]) < INFINITY
-    return finite
-
-
-@compiled()
-def _any_above_or_not_finite(logits: FloatArray, floors: FloatArray) -> bool:
-    """Whether any logit exceeds its floor or is not finite, in one read of memory."""
-    found = False
-    for i in range(len(logits)):
-        found |= (logits[i] > floors[i]) | (not abs(logits[i]) < INFINITY)
-    return found
-
-
-@compiled()
-def _any_above(logits: FloatArray, floors: FloatArray) -> bool:
-    """Whether any logit exceeds its floor."""
-    above = False
-    for i in range(len(logits)):
-        above |= logits[i] > floors[i]
-    return above
-
-
-@compiled()
-def _widened(bits: Halves, room: FloatArray) -> FloatArray:
-    """float16 to float32, in `room`; what is not finite becomes Inf."""
-    values = room[: len(bits)]
-    patterns = values.view(np.uint32)
-    for i in range(len(bits)):
-        half = np.uint32(bits[i])
-        patterns[i] = ((half & np.uint32(0x8000)) << np.uint32(16)) | ((half & np.uint32(0x7FFF)) << np.uint32(13))
-    for i in range(len(bits)):
-        value = values[i] * REBIAS
-        values[i] = value if abs(value) < WIDENED_INF else INFINITY
-    return values
-
-
-def _as_float32(values: Values, room: FloatArray) -> FloatArray:
-    """float32 values as they are, float16's bit patterns widened in `room`."""
-    return values if values.dtype == np.float32 else _widened(values, room)
-
-
-@overload(_as_float32, strict=False)
-def _compiled_as_float32(values: Any, room: Any) -> Callable[[Values, FloatArray], FloatArray]:
-    """numba's choice between the two, by the type of `values`."""
-    if values.dtype == _float:
-        return lambda values, room: values
-    return lambda values, room: _widened(values, room)
-
-
-@compiled(types.void(_given(_float, 1), _float, _floats))
-def note_floors(iou_logits: FloatArray, floor: np.float32, floors: FloatArray) -> None:
-    """Raise `floors` `[N]` to class logits up to which sigmoid(class) * sigmoid(IoU) is less than exp(floor)."""
-    for slope, height in TANGENTS:
-        for i in range(len(iou_logits)):
-            floors[i] = max(floors[i], floor + height - slope * iou_logits[i])
-
-
-@compiled()
-def _with_room(values: Values, room: int) -> Values:
-    """A copy with room for more values behind."""
-    longer = np.empty(room, values.dtype)
-    longer[: len(values)] = values
-    return longer
-
-
-@compiled()
-def _sigmoid(logit: np.float32) -> np.float32:
-    """`1 / (1 + exp(-x))` in float32, in torch's order of operations; -inf gives 0, NaN stays.
-
-    The exponential is rounded from float64, so every machine gets the same scores. torch's own differs from this by
-    up to 2 units in the last place, as its scalar and its vectorised kernels differ from each other.
-    """
-    return ONE / (ONE + np.float32(np.exp(-np.float64(logit))))
+    power = min(max(np.float64(x), LOWEST), HIGHEST)
+    twos = np.floor(power * PER_LN_2 + 0.5)
+    x1 = (power - twos * LN_2[0]) - twos * LN_2[1]
+    # Added up in pairs, so that no term waits for all others.
+    x2 = x1 * x1
+    x4 = x2 * x2
+    value = (SERIES[0] + SERIES[1] * x1) + (SERIES[2] + SERIES[3] * x1) * x2
+    value += ((SERIES[4] + SERIES[5] * x1) + (SERIES[6] + SERIES[7] * x1) * x2) * x4
+    value += ((SERIES[8] + SERIES[9] * x1) + (SERIES[10] + SERIES[11] * x1) * x2) * (x4 * x4)
+    # The bits of 2^twos.
+    exponent = (np.int64(np.int32(twos)) + 1023) << 52
+    return np.float32(value * np.int64(exponent).view(np.float64))
 
 
 @compiled(_floats(_floats))
 def sigmoid(logits: FloatArray) -> FloatArray:
-    """Scores `[K]` of logits `[K]`: see `_sigmoid`."""
+    """Scores `[K]` of finite logits `[K]`: `1 / (1 + exp(-x))` in float32, in torch's order of operations.
+
+    torch's own differs from this by up to 2 units in the last place, as its scalar and its vectorised kernels differ
+    from each other.
+    """
     scores = np.empty_like(logits)
     for i in range(len(logits)):
-        scores[i] = _sigmoid(logits[i])
+        scores[i] = ONE / (ONE + _exp(-logits[i]))
     return scores
 
 
 @compiled()
-def _rank_key(score: np.float32, anchor: int, label: int, num_classes: int) -> np.uint64:
-    """See `rank_keys`. The bit patterns of numbers that are not negative ascend as the numbers do."""
-    pattern = np.uint64(0xFFFFFFFF) - np.uint64(np.float32(score).view(np.uint32))
-    return (pattern << np.uint64(32)) | np.uint64(anchor * num_classes + label)
+def _scores(logits: FloatArray, iou_logits: FloatArray) -> FloatArray:
+    """The class's probability `[K]`, or, where there is an IoU, the root of both probabilities' product."""
+    scores = sigmoid(logits)
+    return np.sqrt(scores * sigmoid(iou_logits)) if len(iou_logits) else scores
 
 
-@compiled(types.uint64[::1](_floats, _indices, _indices, _index))
-def rank_keys(scores: FloatArray, anchors: IndexArray, labels: IndexArray, num_classes: int) -> KeyArray:
-    """Integers `[K]` that ascend from the best score to the worst, then by anchor and by label, and hold all three.
+@compiled()
+def _rank_key(score: np.float32, place: int) -> np.uint64:
+    """An integer that ascends from the best score to the worst, then by place, and holds both.
 
     mmdet's `sort` and `topk` leave the order of equal scores to torch, which does not define it.
 
     Args:
-        scores: `[K]`, none negative.
-        anchors: `[K]`, no two candidates having both anchor and label in common; times `num_classes` below 2^32.
-        labels: `[K]`.
+        score: not negative; the bit patterns of such numbers ascend as the numbers do.
+        place: below 2^32.
     """
-    keys = np.empty(len(scores), np.uint64)
-    for i in range(len(scores)):
-        keys[i] = _rank_key(scores[i], anchors[i], labels[i], num_classes)
-    return keys
+    pattern = np.uint64(0xFFFFFFFF) - np.uint64(np.float32(score).view(np.uint32))
+    return (pattern << np.uint64(32)) | np.uint64(place)
 
 
-@compiled(_columns(types.uint64[::1], _indices, _index))
-def columns_of(
-    keys: KeyArray, first_anchors: IndexArray, num_classes: int
-) -> tuple[FloatArray, IndexArray, IndexArray, IndexArray]:
-    """What `rank_keys` put into keys `[K]`: scores, levels, anchors in their levels, labels, `[K]` each.
-
-    Args:
-        first_anchors: `[L + 1]`, anchors of all levels before each.
-    """
-    patterns, levels = np.empty(len(keys), np.uint32), np.empty(len(keys), np.int64)
-    anchors, labels = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    for i in range(len(keys)):
-        patterns[i] = np.uint64(0xFFFFFFFF) - (keys[i] >> np.uint64(32))
-        place = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
-        # Exact, and several times as fast as the division of integers.
-        anchor, level = np.int64(place / num_classes), 0
-        for j in range(1, len(first_anchors) - 1):
-            level += anchor >= first_anchors[j]
-        levels[i], anchors[i], labels[i] = level, anchor - first_anchors[level], place - anchor * num_classes
-    return patterns.view(np.float32), levels, anchors, labels
+@compiled()
+def _sort_by_insertion(keys: KeyArray, positions: IndexArray) -> bool:
+    """Sort both by the keys, in place; gives up, and says so, after more moves than there are keys."""
+    moves = 0
+    for i in range(1, len(keys)):
+        key, position, j = keys[i], positions[i], i
+        while j > 0 and keys[j - 1] > key:
+            keys[j], positions[j] = keys[j - 1], positions[j - 1]
+            j -= 1
+        keys[j], positions[j] = key, position
+        moves += i - j
+        if moves > len(keys):
+            return False
+    return True
 
 
-@compiled(
-    *(_found(_given(t, 3), _given(t, 3), _given(_float, 2), _index, _index, _float, _float) for t in (_float, _half))
-)
-def scan(
-    logits: Values,
-    deltas: Values,
+@compiled()
+def _sort_by_digits(keys: KeyArray, positions: IndexArray, first_bit: int) -> tuple[KeyArray, IndexArray]:
+    """Both sorted by the keys' bits from `first_bit`; what is equal there keeps its order. Overwrites what is given."""
+    other_keys, other_positions, ends = np.empty_like(keys), np.empty_like(positions), np.empty(1 << DIGIT, np.int64)
+    for bit in range(first_bit, 64, DIGIT):
+        shift, mask = np.uint64(bit), np.uint64((1 << DIGIT) - 1)
+        ends[:] = 0
+        for key in keys:
+            ends[(key >> shift) & mask] += 1
+        if ends[(keys[0] >> shift) & mask] == len(keys):
+            continue
+        begin = 0
+        for digit in range(len(ends)):
+            ends[digit], begin = begin, begin + ends[digit]
+        for i in range(len(keys)):
+            digit_of = (keys[i] >> shift) & mask
+            place = ends[digit_of]
+            ends[digit_of] = place + 1
+            other_keys[place], other_positions[place] = keys[i], positions[i]
+        keys, other_keys = other_keys, keys
+        positions, other_positions = other_positions, positions
+    return keys, positions
+
+
+@compiled(results(_keys, _indices)(_keys))
+def ascending(keys: KeyArray) -> tuple[KeyArray, IndexArray]:
+    """Keys `[K]` in ascending order, and their positions."""
+    keys, positions = keys.copy(), np.arange(len(keys))
+    # By their upper halves, after which few are out of order, or else wholly.
+    for first_bit in (32, 0):
+        if _sort_by_insertion(keys, positions):
+            break
+        keys, positions = _sort_by_digits(keys, positions, first_bit)
+    return keys, positions
+
+
+@compiled()
+def ranked(
+    places: IndexArray,
+    logits: FloatArray,
     iou_logits: FloatArray,
-    kind: int,
-    first_anchor: int,
-    floor: np.float32,
-    score_thr: np.float32,
-) -> Found:
-    """Read one kind of anchor in one level.
-
-    Args:
-        logits: `[A, C, N]`, the level's class map of N cells: float32, or float16's bit patterns.
-        deltas: `[A, 4, N]`, its box map, of the same type.
-        iou_logits: `[A, N]`, its IoU map; `[A, 0]` where the head has none.
-        first_anchor: the anchors of all levels before.
-        floor: the logarithm that class probability x IoU must exceed, or the logit that the class alone must, for
-            a score that may be greater than `score_thr`.
-
-    Returns:
-        Whether all values that were read are finite; the `rank_keys` `[K]` of all scores greater than `score_thr`, in
-        any order; their anchors' deltas `[4 * K]`.
-    """
-    num_kinds, num_classes, num_cells = logits.shape
-    ious, room = iou_logits[kind], np.empty(STRETCH, np.float32)
-    finite = _finite(ious)
-    for k in range(4):
-        for start in range(0, num_cells, STRETCH):
-            finite &= _finite(_as_float32(deltas[kind, k, start : start + STRETCH], room))
-    floors = np.full(num_cells, floor)
-    note_floors(ious, floor, floors)
-    keys, rows, total = np.empty(ROOM, np.uint64), np.empty(4 * ROOM, deltas.dtype), 0
-    for label in range(num_classes):
-        for start in range(0, num_cells, STRETCH):
-            stretch, its_floors = _as_float32(logits[kind, label, start : start + STRETCH], room), floors[start:]
-            if not _any_above_or_not_finite(stretch, its_floors):
-                continue
-            finite &= _finite(stretch)
-            if total + STRETCH > len(keys):
-                keys, rows = _with_room(keys, 2 * len(keys)), _with_room(rows, 2 * len(rows))
-            for first in range(0, len(stretch), BLOCK):
-                block, block_floors = stretch[first : first + BLOCK], its_floors[first:]
-                if not _any_above(block, block_floors):
-                    continue
-                for i in range(len(block)):
-                    if block[i] > block_floors[i]:
-                        cell, score = start + first + i, _sigmoid(block[i])
-                        if len(ious):
-                            score = np.sqrt(score * _sigmoid(ious[cell]))
-                        if score > score_thr:
-                            keys[total] = _rank_key(score, first_anchor + cell * num_kinds + kind, label, num_classes)
-                            for k in range(4):
-                                rows[4 * total + k] = deltas[kind, k, cell]
-                            total += 1
-    return finite, keys[:total], _as_float32(rows[: 4 * total], np.empty(4 * total, np.float32))
+    deltas: FloatArray,
+    first_anchors: IndexArray,
+    settings: Settings,
+) -> Candidates:
+    """The candidates among the entries."""
+    scores = _scores(logits, iou_logits)
+    keys, positions, count = np.empty(len(places), np.uint64), np.empty(len(places), np.int64), 0
+    for i in range(len(places)):
+        keys[count], positions[count] = _rank_key(scores[i], places[i]), i
+        count += int(scores[i] > settings.score_thr)
+    _, order = ascending(keys[:count])
+    best, levels = np.empty(count, np.float32), np.empty(count, np.int64)
+    anchors, labels, moves = np.empty(count, np.int64), np.empty(count, np.int64), np.empty((count, 4), np.float32)
+    for i in range(count):
+        position = positions[order[i]]
+        best[i] = scores[position]
+        # Exact, and several times as fast as the division of integers.
+        anchor, level = np.int64(places[position] / settings.num_classes), 0
+        for j in range(1, len(first_anchors) - 1):
+            level += int(anchor >= first_anchors[j])
+        levels[i], anchors[i] = level, anchor - first_anchors[level]
+        labels[i] = places[position] - anchor * settings.num_classes
+        for k in range(4):
+            moves[i, k] = deltas[position, k]
+    return Candidates(best, levels, anchors, labels, moves)
 
 
-@compiled(_indices(_indices, _index, _index))
-def best_of_levels(levels: IndexArray, num_levels: int, limit: int) -> IndexArray:
+@compiled()
+def _at(candidates: Candidates, positions: IndexArray) -> Candidates:
+    """Those at `positions` `[k]` in 0..K-1, in that order."""
+    return Candidates(
+        candidates.scores[positions],
+        candidates.levels[positions],
+        candidates.anchors[positions],
+        candidates.labels[positions],
+        candidates.deltas[positions],
+    )
+
+
+@compiled()
+def _best_of_levels(levels: IndexArray, num_levels: int, limit: int) -> IndexArray:
     """Positions of the first `limit` candidates of each level, ascending; `levels` `[K]` are best first."""
     kept, count = np.empty(len(levels), np.int64), 0
     counts = np.zeros(num_levels, np.int64)
@@ -280,79 +251,63 @@ def best_of_levels(levels: IndexArray, num_levels: int, limit: int) -> IndexArra
         if counts[levels[i]] <= limit:
             kept[count] = i
             count += 1
-    return kept[:count].copy()
+    return kept[:count]
 
 
-@compiled(_indices(_indices, _indices, _indices, _index))
-def anchor_ranks(levels: IndexArray, anchors: IndexArray, first_anchors: IndexArray, limit: int) -> IndexArray:
-    """The rank `[K]` of each candidate's anchor in its level by its best class, -1 behind the `limit` best.
+@compiled()
+def _of_best_anchors(candidates: Candidates, first_anchors: IndexArray, settings: Settings) -> Candidates:
+    """Those of each level's best `nms_pre` anchors by their best class, equal scores by their anchors' ranks.
 
-    Args:
-        levels, anchors: `[K]`, best candidate first, equal ones by anchor.
-        first_anchors: `[L + 1]`, anchors of all levels before each.
-
-    Returns:
-        Ranks, those of each level following those before; where a level has no more anchors than `limit`, mmdet does
-        not sort them, and their ranks are their own numbers.
+    Where a level has no more anchors than `nms_pre`, mmdet does not sort them, and their ranks are their own numbers.
     """
     of_anchors = np.full(first_anchors[-1], -1)
     counts = np.zeros(len(first_anchors) - 1, np.int64)
-    ranks = np.empty(len(anchors), np.int64)
-    for i in range(len(anchors)):
-        level, first = levels[i], first_anchors[levels[i]]
-        ranks[i] = first + anchors[i]
-        if 0 < limit < first_anchors[level + 1] - first:
-            if of_anchors[first + anchors[i]] < 0 and counts[level] < limit:
-                of_anchors[first + anchors[i]] = first + counts[level]
+    keys, chosen, count = np.empty(len(candidates.scores), np.uint64), np.empty(len(candidates.scores), np.int64), 0
+    for i in range(len(keys)):
+        level, anchor = candidates.levels[i], first_anchors[candidates.levels[i]] + candidates.anchors[i]
+        rank = anchor
+        if 0 < settings.nms_pre < first_anchors[level + 1] - first_anchors[level]:
+            if of_anchors[anchor] < 0 and counts[level] < settings.nms_pre:
+                of_anchors[anchor] = first_anchors[level] + counts[level]
                 counts[level] += 1
-            ranks[i] = of_anchors[first + anchors[i]]
-    return ranks
+            rank = of_anchors[anchor]
+        if rank >= 0:
+            keys[count] = _rank_key(candidates.scores[i], rank * settings.num_classes + candidates.labels[i])
+            chosen[count] = i
+            count += 1
+    _, order = ascending(keys[:count])
+    return _at(candidates, chosen[order])
 
 
-@compiled(_rows(_rows, _indices, _indices, _rows, _indices, _indices, *[_floats] * 5))
-def boxes_of(
-    deltas: FloatArray,
-    levels: IndexArray,
-    anchors: IndexArray,
-    base_anchors: FloatArray,
-    columns: IndexArray,
-    strides: IndexArray,
-    stds: FloatArray,
-    means: FloatArray,
-    limits: FloatArray,
-    factors: FloatArray,
-    divisors: FloatArray,
-) -> FloatArray:
-    """Boxes `[K, 4]` xyxy, clipped to the photograph in the input, then multiplied by `factors / divisors`.
-
-    Args:
-        deltas: `[K, 4]` dx, dy, dw, dh, normalised by `means` `[4]` and `stds` `[4]`.
-        levels, anchors: `[K]`.
-        base_anchors: `[L * A, 4]` xyxy, the anchors of each level's cell at the origin, pixels of the input.
-        columns, strides: `[L]`, cells in a row, and pixels of the input from cell to cell.
-        limits, factors, divisors: `[2]`, for x and y.
+@compiled()
+def _boxes_of(candidates: Candidates, anchors: Anchors, frame: Frame) -> FloatArray:
+    """Boxes `[K, 4]` xyxy of the candidates, in the pixels that `frame` leads to.
 
     Source: mmdet 3.3.0 `AnchorGenerator.single_level_grid_priors` and `DeltaXYWHBBoxCoder.decode`, its defaults;
     float32 in the same order of operations.
     """
-    num_kinds = len(base_anchors) // len(strides)
+    num_kinds, deltas = len(anchors.base) // len(anchors.strides), candidates.deltas
+    ratios = np.empty((len(deltas), 2), np.float32)
+    for i in range(len(deltas)):
+        for k in range(2):
+            log_ratio = deltas[i, k + 2] * anchors.stds[k + 2] + anchors.means[k + 2]
+            ratios[i, k] = _exp(min(max(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO))
     boxes = np.empty_like(deltas)
     for i in range(len(deltas)):
-        level, cell = levels[i], anchors[i] // num_kinds
-        base = base_anchors[level * num_kinds + anchors[i] - cell * num_kinds]
-        row = cell // columns[level]
-        place = row, cell - row * columns[level]
+        level, anchor = candidates.levels[i], candidates.anchors[i]
+        cell = np.int64(anchor / num_kinds)
+        base = anchors.base[level * num_kinds + anchor - cell * num_kinds]
+        row = np.int64(cell / anchors.columns[level])
+        place = row, cell - row * anchors.columns[level]
         for k in range(2):
-            shift = np.float32(place[1 - k] * strides[level])
+            shift = np.float32(place[1 - k] * anchors.strides[level])
             first, last = base[k] + shift, base[k + 2] + shift
             centre, size = (first + last) * HALF, last - first
-            log_ratio = deltas[i, k + 2] * stds[k + 2] + means[k + 2]
-            log_ratio = min(max(log_ratio, -MAX_LOG_RATIO), MAX_LOG_RATIO)
-            new_centre = centre + size * (deltas[i, k] * stds[k] + means[k])
-            # Rounded from float64, for the same boxes on every machine.
-            new_half = size * np.float32(np.exp(np.float64(log_ratio))) * HALF
-            boxes[i, k] = min(max(new_centre - new_half, ZERO), limits[k]) * factors[k] / divisors[k]
-            boxes[i, k + 2] = min(max(new_centre + new_half, ZERO), limits[k]) * factors[k] / divisors[k]
+            new_centre = centre + size * (deltas[i, k] * anchors.stds[k] + anchors.means[k])
+            new_half = size * ratios[i, k] * HALF
+            limit, factor, divisor = frame.limits[k], frame.factors[k], frame.divisors[k]
+            boxes[i, k] = min(max(new_centre - new_half, ZERO), limit) * factor / divisor
+            boxes[i, k + 2] = min(max(new_centre + new_half, ZERO), limit) * factor / divisor
     return boxes
 
 
@@ -413,66 +368,110 @@ def batched_nms(boxes: FloatArray, labels: IndexArray, iou_threshold: np.float32
     return kept[:count].copy()
 
 
-@compiled(_voters(_indices, _rows, _indices))
-def voters(kept: IndexArray, boxes: FloatArray, labels: IndexArray) -> tuple[IndexArray, IndexArray, DoubleArray]:
-    """The candidates of its class that overlap each kept box, and how much they count there.
+@compiled()
+def _by_label(labels: IndexArray) -> tuple[IndexArray, IndexArray]:
+    """Positions `[N]` in order of label, those of a label descending, and where each label's begin `[labels + 1]`."""
+    starts = np.zeros(labels.max() + 2, np.int64)
+    for label in labels:
+        starts[label + 1] += 1
+    for label in range(1, len(starts)):
+        starts[label] += starts[label - 1]
+    positions, ends = np.empty(len(labels), np.int64), starts[1:].copy()
+    for i in range(len(labels)):
+        ends[labels[i]] -= 1
+        positions[ends[labels[i]]] = i
+    return positions, starts
+
+
+@compiled()
+def _voted(kept: IndexArray, boxes: FloatArray, scores: FloatArray, labels: IndexArray) -> FloatArray:
+    """Each kept box as the mean of its class's overlapping candidates, weighted by IoU and score.
 
     Args:
         kept: `[K]` indices into the candidates.
-        boxes, labels: `[N, 4]` xyxy, `[N]`: all candidates of the image.
+        boxes, scores, labels: `[N, 4]` xyxy, `[N]`, `[N]`: all candidates of the image.
 
     Returns:
-        Pairs of a place in `kept` and a candidate `[P]`, in order of the places, and the logarithms `[P]` of their
-        weights by IoU. A box without area overlaps nothing, itself included.
+        `[K, 4]` xyxy, from sums in float64: torch's order of summation is not defined. A box without area overlaps
+        nothing and stays as it is; mmdet makes it NaN (0 / 0), which COCO's evaluation would count as a match.
+
+    Source: mmdet 3.3.0 `PAAHead.score_voting`.
     """
-    counts = np.zeros(labels.max() + 1 if len(labels) else 0, np.int64)
-    # Each class's candidates as a chain, so that the others are not looked at.
-    latest, before = np.full(len(counts), -1), np.empty(len(boxes), np.int64)
-    for i in range(len(boxes)):
-        before[i], latest[labels[i]] = latest[labels[i]], i
-        counts[labels[i]] += 1
-    room = counts[labels[kept]].sum()
-    places, candidates, logs = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float64)
-    count = 0
-    for place in range(len(kept)):
-        box, i = boxes[kept[place]], latest[labels[kept[place]]]
-        while i >= 0:
-            common = _intersection(box, boxes[i])
-            if common > ZERO:
-                iou = common / max(_area(box) + _area(boxes[i]) - common, EPSILON)
-                if iou > MIN_IOU:
-                    places[count], candidates[count] = place, i
-                    logs[count] = -((ONE - iou) * (ONE - iou)) / SIGMA
-                    count += 1
-            i = before[i]
-    return places[:count], candidates[:count], logs[:count]
-
-
-@compiled(types.void(_rows, _rows, _floats, _indices, _indices, _doubles))
-def vote(
-    means: FloatArray,
-    boxes: FloatArray,
-    scores: FloatArray,
-    places: IndexArray,
-    candidates: IndexArray,
-    weights: DoubleArray,
-) -> None:
-    """Replace each of `means` `[K, 4]` by the weighted mean of its candidates' `boxes`; without any it stays.
-
-    Args:
-        places: `[P]` ascending, with candidates `[P]` and their weights `[P]`, which count times their `scores` do.
-
-    Sums are taken in float64: torch's order of summation is not defined.
-    """
-    sums, total = np.zeros(4), 0.0
-    for j in range(len(places)):
-        # Rounded from float64, for the same boxes on every machine.
-        weight = np.float64(np.float32(weights[j]) * scores[candidates[j]])
-        total += weight
+    means = boxes[kept]
+    if not len(kept):
+        return means
+    positions, starts = _by_label(labels)
+    weights, its_scores = np.empty(len(boxes), np.float32), scores[positions]
+    corners = np.empty((4, len(boxes)), np.float32)
+    for j in range(len(boxes)):
         for k in range(4):
-            sums[k] += weight * np.float64(boxes[candidates[j], k])
-        if j + 1 == len(places) or places[j + 1] != places[j]:
-            if total > 0:
-                for k in range(4):
-                    means[places[j], k] = np.float32(sums[k] / total)
-            sums[:], total = 0.0, 0.0
+            corners[k, j] = boxes[positions[j], k]
+    for place in range(len(kept)):
+        box, label = boxes[kept[place]], labels[kept[place]]
+        first, last = starts[label], starts[label + 1]
+        left, top, right, bottom = corners[:, first:last]
+        for j in range(last - first):
+            width = max(min(box[2], right[j]) - max(box[0], left[j]), ZERO)
+            height = max(min(box[3], bottom[j]) - max(box[1], top[j]), ZERO)
+            common, area = width * height, (right[j] - left[j]) * (bottom[j] - top[j])
+            iou = common / max(_area(box) + area - common, EPSILON)
+            weight = _exp(-((ONE - iou) * (ONE - iou)) / SIGMA)
+            weights[j] = weight if common > ZERO and iou > MIN_IOU else ZERO
+        sums, total = np.zeros(4), 0.0
+        for j in range(last - first):
+            weight_by_score = np.float64(weights[j] * its_scores[first + j])
+            total += weight_by_score
+            for k in range(4):
+                sums[k] += weight_by_score * np.float64(corners[k, first + j])
+        if total > 0:
+            for k in range(4):
+                means[place, k] = np.float32(sums[k] / total)
+    return means
+
+
+@compiled(_decode)
+def decode_anchor(
+    places: IndexArray,
+    logits: FloatArray,
+    iou_logits: FloatArray,
+    deltas: FloatArray,
+    anchors: Anchors,
+    frame: Frame,
+    settings: Settings,
+) -> Found:
+    """Boxes `[K, 4]`, scores `[K]` and labels `[K]` of a RetinaNet-type head's entries: see `AnchorDecoder`."""
+    found = ranked(places, logits, iou_logits, deltas, anchors.first, settings)
+    if settings.nms_pre > 0:
+        found = _at(found, _best_of_levels(found.levels, len(anchors.strides), settings.nms_pre))
+    boxes = _boxes_of(found, anchors, frame)
+    if settings.min_bbox_size >= 0:
+        sides = boxes[:, 2:] - boxes[:, :2]
+        large = np.flatnonzero((sides[:, 0] > settings.min_bbox_size) & (sides[:, 1] > settings.min_bbox_size))
+        found, boxes = _at(found, large), boxes[large]
+    kept = batched_nms(boxes, found.labels, settings.iou_threshold, settings.max_per_img)
+    return boxes[kept], found.scores[kept], found.labels[kept]
+
+
+@compiled(_decode)
+def decode_paa(
+    places: IndexArray,
+    logits: FloatArray,
+    iou_logits: FloatArray,
+    deltas: FloatArray,
+    anchors: Anchors,
+    frame: Frame,
+    settings: Settings,
+) -> Found:
+    """Boxes `[K, 4]`, scores `[K]` and labels `[K]` of a PAA head's entries: see `PAADecoder`."""
+    found = ranked(places, logits, iou_logits, deltas, anchors.first, settings)
+    found = _of_best_anchors(found, anchors.first, settings)
+    boxes = _boxes_of(found, anchors, frame)
+    kept = batched_nms(boxes, found.labels, settings.iou_threshold, settings.max_per_img)
+    if not settings.score_voting:
+        return boxes[kept], found.scores[kept], found.labels[kept]
+    # Voting goes class by class, so mmdet's result is no longer in order of score.
+    by_label = np.empty(len(kept), np.uint64)
+    for i in range(len(kept)):
+        by_label[i] = (np.uint64(found.labels[kept[i]]) << np.uint64(32)) | np.uint64(i)
+    kept = kept[ascending(by_label)[1]]
+    return _voted(kept, boxes, found.scores, found.labels), found.scores[kept], found.labels[kept]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from harness.detect.decode import kernels
 from harness.detect.decode.boxes import Maps
 from harness.detect.decode.entries import Entries, IndexArray
 from harness.detect.decode.scores import MARGIN, logit_floor
@@ -41,14 +40,11 @@ def device_entries(outputs: Maps, rows: range, head: "HeadSpec", first_anchors: 
 
 
 def _entries(packed: npt.NDArray[np.int32], head: "HeadSpec") -> Entries:
-    """Those of one image whose score is greater than `score_thr`, of what `_level` packs, anchors counted through."""
+    """Those of one image, of what `_level` packs, anchors counted through."""
     values = np.ascontiguousarray(packed[:, 3:]).view(np.float32)
-    scores = kernels.sigmoid(values[:, 0].copy())
-    if head.family == "paa":
-        scores = np.sqrt(scores * kernels.sigmoid(values[:, 5].copy()))
-    above = np.flatnonzero(scores > np.float32(head.score_thr))
-    anchors, labels = packed[above, 1].astype(np.int64), packed[above, 2].astype(np.int64)
-    return Entries(kernels.rank_keys(scores[above], anchors, labels, head.num_classes), values[above, 1:5])
+    places = packed[:, 1].astype(np.int64) * head.num_classes + packed[:, 2]
+    iou_logits = values[:, 5:].ravel()
+    return Entries(places, values[:, 0].copy(), iou_logits, values[:, 1:5].copy())
 
 
 def _require_finite(maps: Mapping[str, "torch.Tensor"]) -> None:

@@ -24,6 +24,12 @@ def output_shapes(head: "HeadSpec", input_spec: "InputSpec", batch: int) -> dict
     return shapes
 
 
+@functools.cache
+def _shapes_of_one(head: "HeadSpec", input_spec: "InputSpec") -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of every raw map for one image; asked for at each decoding."""
+    return tuple((name, shape[1:]) for name, shape in output_shapes(head, input_spec, 1).items())
+
+
 def are_arrays(outputs: Maps) -> bool:
     """Whether the maps are numpy arrays; otherwise they are torch tensors, wherever those lie."""
     return isinstance(next(iter(outputs.values())), np.ndarray)
@@ -48,9 +54,9 @@ def check_outputs(outputs: Maps, head: "HeadSpec", input_spec: "InputSpec", imag
         raise DecodeError(
             f"wanted outputs for {images} images, found {batch} rows", "run the engine on the whole batch, then decode"
         )
-    for name, shape in output_shapes(head, input_spec, batch).items():
-        found = outputs[name]
-        if tuple(found.shape) != shape:
+    for name, of_one in _shapes_of_one(head, input_spec):
+        found, shape = outputs[name], (batch, *of_one)
+        if found.shape != shape:
             raise DecodeError(f"output '{name}': wanted shape {list(shape)}, found {list(found.shape)}", EXPORT_AGAIN)
         dtype = _type_name(found.dtype)
         if dtype not in ("float32", "float16"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -164,13 +165,14 @@ def _sides_swapped(geometry: Any) -> Any:
 
 def all_classes_as_one(stack: ExitStack, _pipeline: Pipeline, _cell: Cell) -> None:
     suppress = kernels.batched_nms
-    stack.enter_context(
-        patch.object(
-            kernels,
-            "batched_nms",
-            lambda boxes, labels, threshold, limit: suppress(boxes, np.zeros_like(labels), threshold, limit),
-        )
-    )
+
+    def suppress_all(boxes: Any, labels: Any, threshold: Any, limit: int) -> Any:
+        return suppress(boxes, np.zeros_like(labels), threshold, limit)
+
+    for name in ("decode_anchor", "decode_paa"):
+        # What is compiled holds its own suppression; its Python, over the other compiled loops, takes this one.
+        whole = FunctionType(getattr(kernels, name).py_func.__code__, vars(kernels) | {"batched_nms": suppress_all})
+        stack.enter_context(patch.object(kernels, name, whole))
 
 
 # --- the engine's session
