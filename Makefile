@@ -13,6 +13,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt requirements-mmdet.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "wanted Python >= 3.11, found %s: make setup PYTHON=python3.11" % sys.version.split()[0])'
+	@echo "installing into $(VENV), once: some minutes, and several GB where torch comes with CUDA"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnxruntime,openvino,train,dev]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-mmdet.txt

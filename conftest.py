@@ -30,5 +30,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     lines = [*gate_of(config).summary(writer.fullwidth, writer.hasmarkup), *config.stash.get(LINES, [])]
     if lines:
         terminalreporter.section("detgate")
-        for line in lines:
+        for line in [*lines, *gate_of(config).annotations()]:
             terminalreporter.write_line(line)

@@ -1,9 +1,13 @@
 """Takes this machine; gives one screen: what runs here, what is missing, and the line that mends each."""
 
 import importlib.util
+import json
 import os
 import platform
 import tempfile
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import cache
@@ -16,6 +20,9 @@ from harness.model.checkpoint import find
 from harness.model.mmdet import INSTALL_MMDET
 from harness.model.registry import ModelSpec, load_models
 from harness.pipeline import EMBEDDED
+from harness.report.grid import Format, markdown_table
+
+INDENT = 13
 
 PACKAGES = {
     "torch": "make setup",
@@ -29,29 +36,64 @@ PACKAGES = {
 }
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for: what of it, and where it is missing, the command that mends it.
+
+    below: the command stands on a line of its own.
+    """
+
+    subject: str
+    said: str
+    remedy: str = ""
+    below: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        line = f"{self.subject:<{INDENT}}{self.said}"
+        if not self.remedy:
+            return [line]
+        return [line, f"{'':<{INDENT}}mend it: {self.remedy}"] if self.below else [f"{line}. mend it: {self.remedy}"]
+
+
 def report() -> tuple[list[str], bool]:
     """The lines, and whether at least one engine and every package it stands on are here."""
+    findings, healthy = examine()
+    return [line for finding in findings for line in finding.lines], healthy
+
+
+def render(findings: Sequence[Finding], healthy: bool, form: Format, width: int) -> str:
+    """What was found, one screen of lines for a terminal, as JSON or in Markdown."""
+    if form == "json":
+        found = [{"subject": f.subject, "found": f.said, "mend_it": f.remedy or None} for f in findings]
+        return json.dumps({"healthy": healthy, "findings": found}, indent=1)
+    if form == "markdown":
+        rows = [(f.subject, f.said, f"`{f.remedy}`" if f.remedy else "") for f in findings]
+        return markdown_table(("looked for", "found", "mend it"), rows)
+    lines = [line for finding in findings for line in finding.lines]
+    filler = textwrap.TextWrapper(width, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(filler.fill, lines))
+
+
+def examine() -> tuple[list[Finding], bool]:
+    """What is here and what is not, and whether at least one engine and every package it stands on are."""
     environment = collect()
     device = environment.device.get("gpu") or environment.device["cpu"]
-    lines = [
-        f"device       {device}, fingerprint {environment.fingerprint}",
-        f"python       {platform.python_version()}",
+    findings = [
+        Finding("device", f"{device}, fingerprint {environment.fingerprint}"),
+        Finding("python", platform.python_version()),
     ]
-    healthy = True
-    for name, remedy in PACKAGES.items():
-        if importlib.util.find_spec(name) is None:
-            healthy = False
-            lines.append(f"missing      {name}: {remedy}")
-    usable = 0
-    for name in ENGINES:
-        said, here = _engine(name)
-        lines += said
-        usable += here
-    return [*lines, *_places()], healthy and usable > 0
+    absent = [
+        Finding("missing", name, remedy) for name, remedy in PACKAGES.items() if importlib.util.find_spec(name) is None
+    ]
+    engines = [_engine(name) for name in ENGINES]
+    healthy = not absent and any(not engine.remedy for engine in engines)
+    return [*findings, *absent, *engines, *_places()], healthy
 
 
-def _engine(name: str) -> tuple[list[str], bool]:
-    """What there is of an engine, or what is missing with the command that mends it below; and whether it can run."""
+def _engine(name: str) -> Finding:
+    """What there is of an engine, or what is missing with the command that mends it."""
     engine = get_engine(name)
     precisions = ", ".join(engine.capabilities.precisions)
     try:
@@ -61,31 +103,37 @@ def _engine(name: str) -> tuple[list[str], bool]:
         if engine.capabilities.source == "graph":
             require_graph_checks()
     except Missing as missing:
-        return [f"engine       {name} missing: {missing.cause}", f"{'':<13}mend it: {missing.remedy}"], False
-    return [f"engine       {name} {engine.version()}, {precisions}"], True
+        return Finding("engine", f"{name} missing: {missing.cause}", missing.remedy, below=True)
+    return Finding("engine", f"{name} {engine.version()}, {precisions}")
 
 
-def _places() -> list[str]:
+def _places() -> list[Finding]:
     """Cache, checkpoints and COCO: where they are looked for, whether they are there, and what fetches them."""
     directory = cache.default_directory()
-    places = [f"cache        {directory}{'' if _writable(directory) else ': NOT writable, set DETGATE_CACHE'}"]
+    writable = "" if _writable(directory) else ": NOT writable, set DETGATE_CACHE"
     checkpoints = Path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints")
-    places.append(f"checkpoints  {checkpoints}{'' if checkpoints.is_dir() else ': not there (--checkpoints DIR)'}")
+    there = "" if checkpoints.is_dir() else ": not there (--checkpoints DIR)"
     folders = [checkpoints, directory / "checkpoints"]
-    places += [f"             {_checkpoint(spec, folders)}" for spec in load_models().values()]
     data = Path(os.environ.get("DATASETS_DIR") or "coco")
-    missing = f": not there (--data-dir DIR). mend it: {fetch_command(data)}"
-    return [*places, f"COCO         {data}{'' if data.is_dir() else missing}"]
+    coco = Finding("COCO", str(data))
+    if not data.is_dir():
+        coco = Finding("COCO", f"{data}: not there (--data-dir DIR)", fetch_command(data))
+    return [
+        Finding("cache", f"{directory}{writable}"),
+        Finding("checkpoints", f"{checkpoints}{there}"),
+        *(_checkpoint(spec, folders) for spec in load_models().values()),
+        coco,
+    ]
 
 
-def _checkpoint(spec: ModelSpec, folders: list[Path]) -> str:
+def _checkpoint(spec: ModelSpec, folders: list[Path]) -> Finding:
     embedded = [EMBEDDED / "weights"] if spec.dataset == "mini" else []
     try:
-        return f"{spec.name} {find(spec, [*embedded, *folders]).path}"
+        return Finding("", f"{spec.name} {find(spec, [*embedded, *folders]).path}")
     except Missing as missing:
-        return f"{spec.name} not there. mend it: {missing.remedy}"
+        return Finding("", f"{spec.name} not there", missing.remedy)
     except CheckpointError as error:
-        return f"{spec.name} {error.cause}. mend it: {error.remedy}"
+        return Finding("", f"{spec.name} {error.cause}", error.remedy)
 
 
 def _writable(directory: Path) -> bool:

@@ -1,18 +1,46 @@
-"""Takes a baselines directory; gives the models and engines as text or plain data. Imports nothing heavy."""
+"""Takes a baselines directory; gives models, engines and the cache as text, JSON or Markdown.
 
+Imports nothing heavy.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.engines.base import Capabilities
 from harness.engines.table import ENGINES, get_engine
+from harness.errors import UsageError
 from harness.model.registry import PRECISIONS, Precision, load_models
-from harness.report.grid import markdown_table
+from harness.report.grid import Format, markdown_table
+
+if TYPE_CHECKING:
+    from harness.cache import CacheEntry
 
 
-def as_json(baselines: Path) -> dict[str, Any]:
-    """`{"models": [...], "engines": [...]}`; models as their files say, engines with what each takes."""
-    models = [spec.model_dump(mode="json", by_alias=True) for spec in load_models(baselines).values()]
-    engines = []
+def render(lists: "Mapping[str, Listing]", what: Sequence[str], baselines: Path, form: Format) -> str:
+    """Those of the lists that are asked for, in one of the formats.
+
+    Raises:
+        UsageError: another list.
+    """
+    for name in what:
+        if name not in lists:
+            raise UsageError(f"no list '{name}'; known: {', '.join(lists)}", "choose of them, or leave it out")
+    if form == "json":
+        return json.dumps({name: lists[name].data(baselines) for name in what}, indent=1)
+    if form == "markdown":
+        return "\n\n".join(lists[name].markdown(baselines) for name in what)
+    return "\n".join(lists[name].text(baselines) for name in what)
+
+
+def _models(baselines: Path) -> list[dict[str, Any]]:
+    return [spec.model_dump(mode="json", by_alias=True) for spec in load_models(baselines).values()]
+
+
+def _engines(_baselines: Path) -> list[dict[str, Any]]:
+    rows = []
     for name in ENGINES:
         able = get_engine(name).capabilities
         row = {
@@ -21,8 +49,56 @@ def as_json(baselines: Path) -> dict[str, Any]:
             "computes": dict(able.computes),
             "device": able.device,
         }
-        engines.append(row | {"source": able.source, "options": dict(able.options)})
-    return {"models": models, "engines": engines}
+        rows.append(row | {"source": able.source, "options": dict(able.options)})
+    return rows
+
+
+def _size(model: dict[str, Any]) -> str:
+    return f"{model['input']['height']}x{model['input']['width']}"
+
+
+def _published(row: dict[str, Any]) -> str:
+    where = f"{row['engine']} on {row['device']}, {row['sdk']} ({row['release']})"
+    figures = f"AP {row['map_50_95']}, AP50 {row['map_50']}, {row['fps']} FPS at batch {row['batch']}"
+    return f"published {row['precision']}: {figures}, {where}"
+
+
+def models_table(baselines: Path) -> str:
+    """Markdown: models with their input sizes, data sets and published rows."""
+    head = ("model", "input", "data set", "title", "published")
+    rows = [
+        (f"`{m['name']}`", _size(m), m["dataset"], m["title"], "; ".join(map(_published, m["published"])) or "–")
+        for m in _models(baselines)
+    ]
+    return markdown_table(head, rows)
+
+
+def _models_text(baselines: Path) -> str:
+    lines = ["models:"]
+    for model in _models(baselines):
+        lines.append(f"  {model['name']:<10} {_size(model):>9}  {model['dataset']:<9} {model['title']}")
+        lines += [f"  {'':<21}{_published(row)}" for row in model["published"]]
+    return "\n".join(lines)
+
+
+def _engines_text() -> str:
+    lines = ["engines:"]
+    for engine in _engines(Path()):
+        computes = ", ".join(f"{p} (computes in {c})" if p != c else p for p, c in engine["computes"].items())
+        lines.append(f"  {engine['name']:<12} {engine['device']:<11} {computes}")
+    return "\n".join(lines)
+
+
+def render_cache(entries: "Sequence[CacheEntry]", directory: Path, word: str, form: Format) -> str:
+    """Entries of the cache; `word` says what became of them, before the directory."""
+    total = f"{len(entries)} entries, {sum(e.size for e in entries) / 1e6:.1f} MB {word} {directory}"
+    if form == "json":
+        rows = [{"kind": e.kind, "key": e.key, "bytes": e.size, "engine": e.inputs.get("engine")} for e in entries]
+        return json.dumps({"directory": str(directory), "entries": rows}, indent=1)
+    shown = [(e.kind, e.key, f"{e.size / 1e6:.1f} MB", e.inputs.get("engine", "")) for e in entries]
+    if form == "markdown":
+        return f"{markdown_table(('kind', 'key', 'size', 'engine'), shown)}\n\n{total}"
+    return "\n".join([*(f"{kind:<11} {key}  {size:>12}  {engine}" for kind, key, size, engine in shown), total])
 
 
 def engines_table() -> str:
@@ -48,19 +124,16 @@ def _support(able: Capabilities, precision: Precision) -> str:
     return f"{word}{scheme}{built}"
 
 
-def as_text(baselines: Path) -> str:
-    """Two short tables, one line a model and one an engine."""
-    content = as_json(baselines)
-    lines = ["models:"]
-    for model in content["models"]:
-        size = f"{model['input']['height']}x{model['input']['width']}"
-        lines.append(f"  {model['name']:<10} {size:>9}  {model['dataset']:<9} {model['title']}")
-        for row in model["published"]:
-            where = f"{row['engine']} on {row['device']}, {row['sdk']} ({row['release']})"
-            figures = f"AP {row['map_50_95']}, AP50 {row['map_50']}, {row['fps']} FPS at batch {row['batch']}"
-            lines.append(f"  {'':<21}published {row['precision']}: {figures}, {where}")
-    lines.append("engines:")
-    for engine in content["engines"]:
-        computes = ", ".join(f"{p} (computes in {c})" if p != c else p for p, c in engine["computes"].items())
-        lines.append(f"  {engine['name']:<12} {engine['device']:<11} {computes}")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Listing:
+    """One list in its three forms."""
+
+    data: Callable[[Path], list[dict[str, Any]]]
+    markdown: Callable[[Path], str]
+    text: Callable[[Path], str]
+
+
+LISTS = {
+    "models": Listing(_models, models_table, _models_text),
+    "engines": Listing(_engines, lambda _: engines_table(), lambda _: _engines_text()),
+}

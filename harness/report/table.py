@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,6 +23,7 @@ COLOURS = {
     Status.REGRESSED: "bold red",
 }
 MINIMUM_WIDTH = 140
+HEADINGS = ("cell", "check", "figure", "expected", "verdict", "measured on (batch, what computed)")
 
 
 def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mapping[str, int] | None = None) -> str:
@@ -31,23 +33,40 @@ def render(cells: Sequence[CellResult], width: int, colour: bool, absent: Mappin
         absent: engines that are not here, and how many cells are MISSING for it: one row tells of them all.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cell", "check", "figure", "expected", "verdict"):
+    for heading in HEADINGS[:-1]:
         table.add_column(heading, no_wrap=True)
-    table.add_column("measured on (batch, what computed)", overflow="fold")
-    for cell in cells:
-        for row in (*_accuracy_rows(cell), *_against_rows(cell), *_conformance_rows(cell)):
-            table.add_row(*row)
-    for cell in cells:
-        for row in _performance_rows(cell):
-            table.add_row(*row)
-    for engine, count in (absent or {}).items():
-        table.add_row(all_of(engine, count), "all", "–", "–", _verdict(Status.MISSING, ""), "")
+    table.add_column(HEADINGS[-1], overflow="fold")
+    for row in rows(cells, absent):
+        table.add_row(*row[:4], f"[{COLOURS[row.status]}]{row.status}[/]{row.known}", row.measured_on)
     out = io.StringIO()
     Console(file=out, width=max(width, MINIMUM_WIDTH), force_terminal=colour, no_color=not colour).print(table)
-    return out.getvalue() + "".join(f"{line}\n" for line in _given(cells))
+    return out.getvalue() + "".join(f"{line}\n" for line in given(cells))
 
 
-def _given(cells: Sequence[CellResult]) -> list[str]:
+class Row(NamedTuple):
+    """One row of the table; `known` is ` (known)` where the verdict is an expected failure's."""
+
+    cell: str
+    check: str
+    figure: str
+    expected: str
+    status: Status
+    known: str
+    measured_on: str
+
+
+def rows(cells: Sequence[CellResult], absent: Mapping[str, int] | None = None) -> list[Row]:
+    """The rows of the table: accuracy and conformance of all cells, then speeds, then engines that are not here."""
+    makers = (_accuracy_rows, _against_rows, _conformance_rows)
+    judged = [row for cell in cells for make in makers for row in make(cell)]
+    timed = [row for cell in cells for row in _performance_rows(cell)]
+    gone = [
+        Row(all_of(engine, count), "all", "–", "–", Status.MISSING, "", "") for engine, count in (absent or {}).items()
+    ]
+    return [*judged, *timed, *gone]
+
+
+def given(cells: Sequence[CellResult]) -> list[str]:
     """Below the table: with which options that change what is judged its rows were made, and how many."""
     rows = Counter(
         " ".join(f"{option} {value}".strip() for option, value in part.given.items())
@@ -63,15 +82,15 @@ def all_of(engine: str, count: int) -> str:
     return f"*-{engine} ({count} cells)"
 
 
-def _verdict(status: Status, known: str) -> str:
-    return f"[{COLOURS[status]}]{status}[/]{' (known)' if known else ''}"
+def _known(known: str) -> str:
+    return " (known)" if known else ""
 
 
 def _figure(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _accuracy_rows(cell: CellResult) -> list[tuple[str, ...]]:
+def _accuracy_rows(cell: CellResult) -> list[Row]:
     part = cell.accuracy
     if part is None:
         return []
@@ -79,10 +98,11 @@ def _accuracy_rows(cell: CellResult) -> list[tuple[str, ...]]:
     figure = f"{_figure(part.map_50_95, 4)} / {_figure(part.map_50, 4)}"
     bound = f"{_figure(expected.get('map_50_95'), 4)} / {_figure(expected.get('map_50'), 4)}"
     bound = f"{bound} −{part.tolerance:g}" if part.tolerance is not None else "–"
-    return [(cell.id, "AP / AP50", figure, bound, _verdict(part.status, part.known), _measured_on(cell, accuracy=True))]
+    measured_on = _measured_on(cell, accuracy=True)
+    return [Row(cell.id, "AP / AP50", figure, bound, part.status, _known(part.known), measured_on)]
 
 
-def _against_rows(cell: CellResult) -> list[tuple[str, ...]]:
+def _against_rows(cell: CellResult) -> list[Row]:
     """The change of AP and AP50 since the earlier run, and which checks did not pass."""
     part = cell.against
     if part is None:
@@ -95,10 +115,10 @@ def _against_rows(cell: CellResult) -> list[tuple[str, ...]]:
     figure = " / ".join(f"{change:+.4f}" for change in changes) or ("same bits" if "identical" in part.checks else "–")
     expected = " / ".join(f"−{margin:g}" for margin in margins) or "–"
     failed = ", ".join(name for name, check in part.checks.items() if check.status not in GREEN)
-    return [(cell.id, "against before", figure, expected, _verdict(part.status, part.known), failed)]
+    return [Row(cell.id, "against before", figure, expected, part.status, _known(part.known), failed)]
 
 
-def _conformance_rows(cell: CellResult) -> list[tuple[str, ...]]:
+def _conformance_rows(cell: CellResult) -> list[Row]:
     """How many promises are held of those that could be asked for, and which are not."""
     part = cell.conformance
     if part is None:
@@ -106,20 +126,19 @@ def _conformance_rows(cell: CellResult) -> list[tuple[str, ...]]:
     asked = {name: check.status for name, check in part.checks.items() if check.status is not Status.MISSING}
     broken = [name for name, status in asked.items() if status not in GREEN]
     figure, expected = (f"{len(asked) - len(broken)} held", f"{len(asked)}") if asked else ("–", "–")
-    verdict = _verdict(part.status, part.known)
-    return [
-        (cell.id, "conformance", figure, expected, verdict, ", ".join(broken) or _measured_on(cell, accuracy=False))
-    ]
+    seen = ", ".join(broken) or _measured_on(cell, accuracy=False)
+    return [Row(cell.id, "conformance", figure, expected, part.status, _known(part.known), seen)]
 
 
-def _performance_rows(cell: CellResult) -> list[tuple[str, ...]]:
+def _performance_rows(cell: CellResult) -> list[Row]:
     part = cell.performance
     if part is None:
         return []
     figure = "–" if part.fps is None else f"{part.fps:.2f} FPS"
     figure += "" if part.uncertainty is None else f" ±{part.uncertainty:.1%}"
     expected = "–" if part.expected is None else f"{part.expected:.2f} −{part.tolerance or 0:.0%}"
-    return [(cell.id, "FPS", figure, expected, _verdict(part.status, part.known), _measured_on(cell, accuracy=False))]
+    measured_on = _measured_on(cell, accuracy=False)
+    return [Row(cell.id, "FPS", figure, expected, part.status, _known(part.known), measured_on)]
 
 
 def _measured_on(cell: CellResult, accuracy: bool) -> str:

@@ -1,6 +1,7 @@
 """Shared by the project's own tests: the real commands, and a copy of the shipped model files to change."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,10 @@ THIRD_PARTY_WARNINGS = (
 
 # Settings of the machine and of the pytest around us that a command of its own must not inherit. Traced for coverage,
 # some two hundred commands would take a third longer and cover what other tests cover.
-FOREIGN = ("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_MIRROR", "PYTEST_", "COVERAGE_PROCESS_")
+FOREIGN = (
+    *("DETGATE_CACHE", "DATASETS_DIR", "CHECKPOINTS_DIR", "DETGATE_MIRROR"),
+    *("GITHUB_", "PYTEST_", "COVERAGE_PROCESS_"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -73,6 +77,22 @@ def suites_command() -> Command:
     """`python -m pytest suites/accuracy suites/performance ...` in the checkout; leaves nothing there."""
     fixed = ("pytest", "suites/accuracy", "suites/performance", "-p", "no:cacheprovider")
     return lambda *words: forks.run([*fixed, *map(str, words)], CHECKOUT, own_environment())
+
+
+@pytest.fixture
+def accepts(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[list[str]], None]:
+    """Raises where pytest, with detgate's options and its plugins', does not take the words after `pytest`."""
+    monkeypatch.chdir(tmp_path)  # some options make their file when they are read
+
+    def parse(words: list[str]) -> None:
+        found = pytestconfig._parser.parse([word for word in words if word != "--help"])  # which ends the parsing
+        markers = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+        unknown = set(re.findall(r"\w+", found.markexpr)) - markers - {"and", "or", "not"}
+        assert not unknown, f"no such markers: {unknown}"
+
+    return parse
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.__main__ import main
+from harness.__main__ import main, make_parser
 from harness.cache import Cache
+from harness.commands import reference
 from harness.detect.dataset import fetch_command
 from harness.engines.table import ENGINES
 from harness.environment import collect
@@ -36,6 +37,7 @@ HEAVY = (
     "hotcoco",
     "scipy",
     "requests",
+    "rich",
 )
 CELL = "pisa-mini-fp32-onnxruntime"
 FIGURES = {"precision": "fp32", "dataset": "a" * 64, "weights": "b" * 8, "dataset_name": "mini", "images": 256}
@@ -98,6 +100,29 @@ def test_list_as_json_says_what_each_engine_takes(capsys: pytest.CaptureFixture[
     assert engines["torch"]["precisions"] == ["fp32"]
 
 
+def test_list_prints_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(json.loads(said(capsys, "list", "commands", "models", "--format", "json"))) == ["commands", "models"]
+
+
+def test_list_refuses_another_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "cells"]) == 4
+    assert "no list 'cells'; known: models, engines, commands" in capsys.readouterr().err
+
+
+def test_list_in_markdown_has_the_engines_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engines_table() in said(capsys, "list", "--format", "markdown")
+
+
+def test_list_in_markdown_has_a_row_for_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "list", "models", "--format", "markdown")
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(load_models())
+
+
+def test_the_readmes_table_of_commands_is_that_of_the_parsers(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert said(capsys, "list", "commands", "--format", "markdown") in readme
+
+
 def test_list_takes_other_baselines(capsys: pytest.CaptureFixture[str], baselines: Path) -> None:
     (baselines / "models" / "pisa.json").unlink()
     assert "pisa " not in said(capsys, "list", "--baselines", baselines)
@@ -118,10 +143,24 @@ def test_doctor_has_one_line_on(start: str) -> None:
     assert sum(line.startswith(start) for line in lines) == 1
 
 
+def test_doctor_as_json_says_what_mends_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.engines.torch.Torch.available", lambda _: "torch is not installed")
+    content = json.loads(said(capsys, "doctor", "--format", "json"))
+    wanted = {"subject": "engine", "found": "torch missing: torch is not installed", "mend_it": "pip install -e ."}
+    assert content["healthy"]
+    assert wanted in content["findings"]
+
+
+def test_doctor_in_markdown_has_a_row_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(said(capsys, "doctor", "--format", "markdown").splitlines()) == 2 + len(doctor.examine()[0])
+
+
 def test_doctor_names_what_mends_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.PACKAGES, "no_such_package", "make setup")
     lines, healthy = doctor.report()
-    assert "missing      no_such_package: make setup" in lines
+    assert "missing      no_such_package. mend it: make setup" in lines
     assert not healthy
 
 
@@ -257,6 +296,18 @@ def test_cache_list_names_the_engine_of_an_engine_file(capsys: pytest.CaptureFix
 
 def test_cache_list_sums_up(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     assert said(capsys, "cache", "list", "--cache-dir", cache).endswith(f"2 entries, 1.0 MB in {cache}\n")
+
+
+def test_cache_list_as_json_holds_kinds_sizes_and_engines(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    content = json.loads(said(capsys, "cache", "list", "--cache-dir", cache, "--format", "json"))
+    found = {entry["kind"]: (entry["bytes"] >= 500_000, entry["engine"]) for entry in content["entries"]}
+    assert (content["directory"], found) == (str(cache), {"onnx": (True, None), "engine": (True, "openvino")})
+
+
+def test_cache_list_in_markdown_ends_in_the_sum(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
+    text = said(capsys, "cache", "list", "--cache-dir", cache, "--format", "markdown")
+    assert text.count("\n| ") == 3
+    assert text.endswith(f"\n\n2 entries, 1.0 MB in {cache}\n")
 
 
 def test_cache_list_deletes_nothing(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
@@ -430,14 +481,14 @@ def _divides(*_: object) -> None:
 
 
 def test_a_fault_of_detgate_exits_with_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "report", _divides)
+    monkeypatch.setattr(doctor, "examine", _divides)
     assert main(["doctor"]) == 3
 
 
 def test_a_fault_of_detgate_says_so_below_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "report", _divides)
+    monkeypatch.setattr(doctor, "examine", _divides)
     main(["doctor"])
     assert capsys.readouterr().err.endswith("ZeroDivisionError: of ours\nthis is a fault of detgate\n")
 
@@ -454,9 +505,36 @@ def test_a_wrong_command_exits_with_4(words: str) -> None:
     assert main(words.split()) == 4
 
 
-@pytest.mark.parametrize("command", ["doctor", "list", "fetch", "compare", "schema", "baseline", "history", "cache"])
-def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+COMMANDS = {row.command: row for row in reference.rows(make_parser())}
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main([*words, "--help"])
     assert caught.value.code == 0
-    assert re.search(rf"^    {command} ", capsys.readouterr().out, re.MULTILINE)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted({command.split()[0] for command in COMMANDS}))
+def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert re.search(rf"^    {command} ", help_of(capsys), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_says_how_it_exits(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    said = " ".join(help_of(capsys, *command.split()).split())
+    finding = f"; 1 {COMMANDS[command].finding}" if COMMANDS[command].finding else ""
+    assert said.endswith(f"Exit codes: 0 done{finding}; 3 a fault of detgate; 4 wrong input.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_says_what_it_is_for(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    text = help_of(capsys, *command.split())
+    bare = re.findall(r"^  (--[\w-]+)(?: \S+)?\n(?!\s{20})", text, re.MULTILINE)
+    assert bare == []
+
+
+def test_pytests_help_has_detgates_options_in_groups_each_with_its_use(pytestconfig: pytest.Config) -> None:
+    groups = [group for group in pytestconfig._parser._groups if group.name.startswith("detgate-")]
+    assert [len(group.options) for group in groups] == [10, 4, 3, 5]
+    assert [option for group in groups for option in group.options if not option.attrs().get("help")] == []

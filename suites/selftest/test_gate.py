@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,18 @@ def environment(faults: str = "") -> dict[str, str]:
     return own_environment() | {FAULTS_VARIABLE: faults, "PATH": path}
 
 
-def run_pytest(*words: str, faults: str = "") -> forks.Outcome:
-    return forks.run(["pytest", "-p", "no:cacheprovider", *words], CHECKOUT, environment(faults))
+def run_pytest(*words: str, faults: str = "", variables: Mapping[str, str] | None = None) -> forks.Outcome:
+    return forks.run(["pytest", "-p", "no:cacheprovider", *words], CHECKOUT, environment(faults) | dict(variables or {}))
 
 
-def run(place: Workplace, *arguments: str, faults: str = "", results: Path | None = None, **places: Path) -> Outcome:
+def run(
+    place: Workplace,
+    *arguments: str,
+    faults: str = "",
+    results: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    **places: Path,
+) -> Outcome:
     """`pytest` on the real suites with the fake engine; results go to a file of their own unless one is named."""
     file = results or Path(tempfile.mkdtemp(dir=place.root)) / "results.json"
     options = {"data_dir": place.images, "baselines": place.baselines, "checkpoints": place.checkpoints}
@@ -76,7 +84,7 @@ def run(place: Workplace, *arguments: str, faults: str = "", results: Path | Non
     if not any(word.startswith("--collect-only") for word in arguments):
         words += SUITES
     fake = ("-p", PLUGIN, f"--benchmark-timer={PLUGIN}.clock", "--engine", "fake")
-    done = run_pytest(*fake, *words, *arguments, faults=faults)
+    done = run_pytest(*fake, *words, *arguments, faults=faults, variables=variables)
     text = done.stdout + done.stderr
     return Outcome(done.returncode, text, file, json.loads(file.read_text()) if file.exists() else {})
 
@@ -317,7 +325,48 @@ def test_results_of_another_environment_are_kept_aside(accuracy_again: Outcome) 
 
 @pytest.fixture(scope="module")
 def worse(accepted: Workplace) -> Outcome:
-    return run(accepted, *BOTH, *ONE, faults="blind,seconds=0.12")
+    """As a job of GitHub runs it."""
+    page, junit, summary = (accepted.root / name for name in ("page.md", "worse.xml", "worse.md"))
+    page.write_text("of the step before\n")
+    variables = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(page)}
+    words = [f"--junitxml={junit}", "--summary", str(summary)]
+    return run(accepted, *BOTH, *ONE, *words, faults="blind,seconds=0.12", variables=variables)
+
+
+def properties(file: Path) -> list[dict[str, str]]:
+    """What a JUnit file holds beside each test case."""
+    cases = ElementTree.parse(file).iter("testcase")
+    return [{each.attrib["name"]: each.attrib["value"] for each in case.iter("property")} for case in cases]
+
+
+def test_the_page_of_a_github_job_gets_the_summary_below_what_is_there(worse: Outcome, place: Workplace) -> None:
+    summary = (place.root / "worse.md").read_text()
+    assert summary.startswith("## detgate: failed (2 REGRESSED)\n\n### What failed\n\n- **REGRESSED** `toy-fp32-fake`")
+    assert (place.root / "page.md").read_text() == f"of the step before\n{summary}"
+
+
+def test_a_failing_cell_is_annotated_on_github(worse: Outcome) -> None:
+    (line,) = [line for line in worse.text.splitlines() if line.startswith("::error")]
+    assert line.startswith(f"::error title=REGRESSED {FP32}::REGRESSED {FP32} map_50")
+    assert line.count("%0A  next: pytest -m ") == 3
+
+
+def test_nothing_is_annotated_elsewhere(better: Outcome) -> None:
+    assert "::error" not in better.text
+
+
+def test_junit_holds_verdict_figures_and_what_ran_of_each_check(worse: Outcome, place: Workplace) -> None:
+    found = {case["check"]: case for case in properties(place.root / "worse.xml")}
+    assert set(found) == {"map_50_95", "map_50", "fps"}
+    told = {name: found["map_50"][name] for name in ("cell", "status", "figure", "precision_ran")}
+    figure = str(worse.part(FP32, "accuracy")["map_50"])
+    assert told == {"cell": FP32, "status": "REGRESSED", "figure": figure, "precision_ran": "fp32"}
+
+
+def test_junit_of_two_workers_holds_the_same(two_workers: Outcome, place: Workplace) -> None:
+    found = properties(place.root / "two.xml")
+    assert sorted(case["cell"] for case in found) == sorted([FP32, FP32, FP16, FP16])
+    assert all("detgate" not in case for case in found)
 
 
 @pytest.fixture(scope="module")
@@ -603,7 +652,8 @@ def test_random_weights_need_the_model_to_be_named(accepted: Workplace) -> None:
 
 @pytest.fixture(scope="module")
 def two_workers(accepted: Workplace) -> Outcome:
-    return run(accepted, "-m", "accuracy", "-n", "2", "-v", cache_dir=accepted.root / "fresh-cache")
+    junit = f"--junitxml={accepted.root / 'two.xml'}"
+    return run(accepted, "-m", "accuracy", "-n", "2", "-v", junit, cache_dir=accepted.root / "fresh-cache")
 
 
 def test_two_workers_find_what_one_process_finds(two_workers: Outcome, accuracy_again: Outcome) -> None:

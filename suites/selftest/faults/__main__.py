@@ -33,7 +33,7 @@ from suites.selftest.faults.prove import Bench, caught_by
 OUT = SHIPPED_BASELINES / "proof" / "accuracy.json"
 PARTS = ("faults", "harmless", "coverage")
 CONFIDENCE = 0.95
-README_COLUMNS = 125
+TEXT_COLUMNS = 125
 PAIRS: tuple[tuple[Precision, Precision], ...] = (("fp32", "fp16"), ("fp32", "int8"))
 
 
@@ -159,7 +159,7 @@ def findings(proof: dict[str, Any]) -> dict[str, tuple[str, bool]]:
 
 
 def table(proof: dict[str, Any]) -> str:
-    """The README's: which faults each check caught, and of how many runs of models and engines."""
+    """Markdown for docs/statistics.md: which faults each check caught, and of how many runs of models and engines."""
     by_check: dict[str, list[dict[str, Any]]] = {}
     for row in proof["faults"]:
         by_check.setdefault(row["named_check"], []).append(row)
@@ -180,7 +180,7 @@ def table(proof: dict[str, Any]) -> str:
         f"{len(observed)} pairs of cells, fp32 with fp16 and with int8.",
     ]
     heading = ("check", "faults that it is named for", "caught, by model and engine")
-    return f"{markdown_table(heading, rows)}\n\n{textwrap.fill(' '.join(said), README_COLUMNS)}"
+    return f"{markdown_table(heading, rows)}\n\n{textwrap.fill(' '.join(said), TEXT_COLUMNS)}"
 
 
 def _caught_of(rows: list[dict[str, Any]]) -> int:
@@ -195,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache-dir", type=Path, default=default_directory().expanduser(), metavar="DIR")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="keep what is done here, to go on from")
     parser.add_argument("--resamples", type=int, default=2000, metavar="N")
-    parser.add_argument("--table", action="store_true", help="run nothing, print the README's table of FILE")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing, print the table of docs/statistics.md of FILE"
+    )
     options = parser.parse_args(arguments)
     if options.table:
         print(table(json.loads(options.out.read_text(encoding="utf-8"))))

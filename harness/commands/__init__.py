@@ -1,0 +1,1 @@
+"""Takes the words of a command line; gives `python -m harness COMMAND`: options, what runs, and how it exits."""
