@@ -65,7 +65,9 @@ def environment(faults: str = "") -> dict[str, str]:
 
 
 def run_pytest(*words: str, faults: str = "", variables: Mapping[str, str] | None = None) -> forks.Outcome:
-    return forks.run(["pytest", "-p", "no:cacheprovider", *words], CHECKOUT, environment(faults) | dict(variables or {}))
+    return forks.run(
+        ["pytest", "-p", "no:cacheprovider", *words], CHECKOUT, environment(faults) | dict(variables or {})
+    )
 
 
 def run(
