@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_baseline(commands)
     _add_history(commands)
+    _add_report(commands)
 
     cache = commands.add_parser("cache", help="show or clear the cache of graphs and engines")
     cache.add_argument("action", choices=("list", "clear"))
@@ -125,6 +126,43 @@ def _add_history(commands: "argparse._SubParsersAction[_Parser]") -> None:
     history.add_argument("--format", choices=FORMATS, default="table")
     history.add_argument("--plot", type=_path, metavar="FILE", help="draw the courses too: .png or .svg")
     history.set_defaults(run=_history)
+
+
+def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    report = commands.add_parser(
+        "report",
+        help="a page of one run or several: verdicts, figures, curves, images that changed",
+        description="Write one HTML file that needs nothing else, from results files and the record/ folders beside "
+        "them. Exit code: 0 written, whatever its verdict; 4 wrong input.",
+    )
+    report.add_argument(
+        "results", nargs="*", type=_path, default=[RESULTS], metavar="RESULTS", help=f"default {RESULTS}"
+    )
+    report.add_argument("-o", "--output", required=True, type=_path, metavar="FILE", help="the page, FILE.html")
+    report.add_argument(
+        "--record", type=_path, metavar="DIR", help="records of the runs (default: record/ beside each)"
+    )
+    report.add_argument("--against", type=_path, metavar="RUN", help="an earlier run: a results file, or records")
+    report.add_argument("--history", type=_path, metavar="FILE", help="a file that `pytest --history` wrote")
+    report.add_argument("--data-dir", type=_path, metavar="DIR", help="COCO (env DATASETS_DIR, default ./coco)")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harness.report.page.sources import Request
+    from harness.report.page.write import write_page
+
+    request = Request(
+        results=tuple(dict.fromkeys(options.results)) or (RESULTS,),
+        target=options.output,
+        option="-o FILE",
+        data_dir=options.data_dir or _data_dir(),
+        record=options.record,
+        against=options.against,
+        history=options.history,
+    )
+    print(f"wrote {options.output}, {write_page(request) / 1e6:.2f} MB")
+    return EXIT_OK
 
 
 def _add_fetch(commands: "argparse._SubParsersAction[_Parser]") -> None:

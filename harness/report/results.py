@@ -88,6 +88,9 @@ class CheckResult(_Strict):
     expected: float | None
     tolerance: float | None
     remedy: Remedy = ""
+    interval: tuple[float, float] | None = Field(
+        default=None, description="of the change since an earlier run, 95 %; null where it was not computed"
+    )
 
 
 class ChecksResult(_Part):

@@ -169,6 +169,7 @@ def test_checks_against_an_earlier_run_are_kept_by_name() -> None:
         "status": Status.PASS,
         "reason": "count is so",
         "remedy": "",
+        "interval": None,
         "figure": 90,
         "expected": 100,
         "tolerance": 0.005,
