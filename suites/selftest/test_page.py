@@ -158,7 +158,7 @@ def test_the_same_bits_as_before_are_not_a_detector_that_got_worse(tmp_path: Pat
 def test_the_matrix_has_every_cell_in_words_and_leads_to_it(tree: Element) -> None:
     tiles = [link for matrix in tree.where(cls="matrix") for link in matrix.all("a")]
     ids = {one.attributes["id"] for one in tree.all() if "id" in one.attributes}
-    assert sorted(tile.attributes["aria-label"].partition(":")[0] for tile in tiles) == [
+    assert sorted(tile.where(cls="unseen")[0].text for tile in tiles) == [
         "paa-mini-fp32-openvino",
         "paa-mini-fp32-tensorrt",
         "paa-mini-int8-openvino",
@@ -167,7 +167,7 @@ def test_the_matrix_has_every_cell_in_words_and_leads_to_it(tree: Element) -> No
         "pisa-mini-int8-openvino",
     ]
     assert all(tile.attributes["href"].removeprefix("#") in ids for tile in tiles)
-    assert all(tile.attributes["aria-label"].split(": ")[1].split(",")[0] in tile.text for tile in tiles)
+    assert all(any(str(status) in tile.text for status in Status) for tile in tiles)
 
 
 def test_combinations_that_were_not_run_say_so(tree: Element) -> None:
