@@ -10,13 +10,15 @@ import pytest
 
 from harness.__main__ import main
 from harness.judge.verdict import Status
+from harness.report import history
 from harness.report.page import sources as page_sources
+from harness.report.page.charts import stages
 from harness.report.page.gather import ROOM_BYTES, Room, gather
 from harness.report.page.shown import Page
 from harness.report.page.sources import OTHER_RUN, Request, gather_sources
 from harness.report.page.words import status_of
 from harness.report.page.write import MOST_BYTES, write_page
-from harness.report.results import CellResult
+from harness.report.results import CellResult, StageResult
 from suites.selftest.pages import (
     BEFORE,
     HOSTILE,
@@ -242,6 +244,34 @@ def test_boxes_lie_within_their_picture(shown: Page) -> None:
         for box in picture.panels[0].boxes:
             assert 0 <= box.x <= box.x + box.width <= picture.width + 1
             assert 0 <= box.y <= box.y + box.height <= picture.height + 1
+
+
+def test_a_history_gives_courses_and_the_speed_of_the_run_before(tmp_path: Path) -> None:
+    runs = [cell("a", "fp32", "x", performance=speed("RECORDED", fps)) for fps in (80.0, 100.0)]
+    file = tmp_path / "history.jsonl"
+    for run in runs:
+        history.append(file, [CellResult(**run)], tmp_path)
+    request = Request(
+        (results(tmp_path / "results.json", runs[-1]),), tmp_path / "page.html", "-o FILE", Path("coco"), history=file
+    )
+    (view,) = gather(gather_sources(request), Path("coco"), Room(ROOM_BYTES)).cells
+    assert view.charts[-1].alternative == "History of FPS: 2 runs, from 80.00 to 100.00, the last 100.00."
+    assert [(row.before, row.change) for row in view.figures] == [("80.00", "+25.0%")]
+
+
+def test_a_drawing_takes_its_colours_from_the_page_and_its_labels_as_they_are() -> None:
+    chart = stages(
+        [StageResult(name="<b>$x$ -> y", relative=0.5, tolerance=0.1, map_change=0, matched=1, broken="")], "s"
+    )
+    assert "&lt;b&gt;$x$ -&gt; y" in chart.svg
+    assert "var(--bad)" in chart.svg  # it is beyond its tolerance
+    assert not re.search(r"#0[0-9a-f]{5}", chart.svg)
+    assert all(name.startswith("s-") for name in re.findall(r' id="([^"]+)"', chart.svg))
+
+
+def test_a_hop_that_broke_is_told_in_words() -> None:
+    hop = StageResult(name="a -> b", relative=None, tolerance=0.1, map_change=None, matched=None, broken="NaN")
+    assert stages([hop], "s").alternative == "Error of each stage: a -> b: NaN."
 
 
 def test_a_cell_names_what_repeats_it_and_what_it_was_made_of(shown: Page) -> None:
