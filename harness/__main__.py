@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from harness.commands import baseline, blame, compare, fetch, history, machine
+from harness.commands import baseline, blame, compare, fetch, history, machine, report
 from harness.commands.shared import EXIT_FAULT, EXIT_PIPE, EXIT_WRONG_INPUT, Parser
 from harness.errors import DetgateError
 
@@ -19,6 +19,7 @@ COMMANDS = (
     machine.add_schema,
     baseline.add,
     history.add,
+    report.add,
     machine.add_cache,
 )
 

@@ -1,7 +1,7 @@
 """Takes two recorded runs and their data set; gives one verdict per check: did the second lose anything?"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -250,17 +250,16 @@ def average_precision(pair: Pair, family: Family, metric: Metric) -> Verdict:
     change, margin = pair.comparison.change(metric), float(getattr(pair.margins, metric))
     worse, better = family.chances(pair, metric)
     reason = f"{before:.4f} -> {after:.4f} ({change:+.4f}), margin {margin:g}"
-    status = Status.PASS
+    status, interval = Status.PASS, None
     if abs(change) >= margin:
-        difference = pair.comparison.differences[metric]
-        low, high = difference.interval()
+        low, high = interval = pair.comparison.differences[metric].interval()
         reason += f", 95 % interval {low:+.4f} to {high:+.4f}, p {_p(min(worse, better))}"
         reason += f" of {family.tests} cells" if family.tests > 1 else ""
         if min(worse, better) < ALPHA:
             status = Status.REGRESSED if worse < better else Status.IMPROVED
         else:
             reason += f": may be chance, p < {ALPHA:g} fails"
-    return pair.verdict(metric, status, reason, after, before, margin)
+    return replace(pair.verdict(metric, status, reason, after, before, margin), interval=interval)
 
 
 def detections(pair: Pair, _family: Family) -> Verdict:

@@ -40,6 +40,7 @@ class Verdict:
     remedy: the command to run next, empty when the check is green.
     blocking: a MISSING that fails even where nothing is required (no accepted baseline).
     wrong_input: the cause is what the user handed in, not the engine: exit code 4 in place of 1.
+    interval: of the change since an earlier run, 95 %, absolute AP; None where it was not computed.
     known: why this check is expected to fail, empty where it is not; then its failure does not count.
     """
 
@@ -55,6 +56,7 @@ class Verdict:
     blocking: bool = False
     wrong_input: bool = False
     known: str = ""
+    interval: tuple[float, float] | None = None
 
     def fails(self, required: bool) -> bool:
         """True when the test must fail: worse, invalid or undecided; RECORDED and MISSING too when required."""
@@ -76,4 +78,5 @@ class Verdict:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The inverse of `as_json`."""
-        return cls(**{**data, "status": Status(data["status"])})
+        interval = data["interval"] and tuple(data["interval"])  # JSON has lists
+        return cls(**{**data, "status": Status(data["status"]), "interval": interval})

@@ -42,6 +42,7 @@ class Throughput:
     cv: standard deviation / mean of single calls.
     standard_error_of_median_relative: standard error of the median / median; None for fewer than ten calls.
     noise: findings that make the figure doubtful, one phrase each; empty when there are none.
+    latency_steps_ms: the shortest call, the longest, and the percentiles between in steps of 5.
     """
 
     fps: float
@@ -51,6 +52,7 @@ class Throughput:
     cv: float
     standard_error_of_median_relative: float | None
     noise: tuple[str, ...]
+    latency_steps_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def summarise(seconds: Sequence[float], batch: int) -> Throughput:
         cv=cv,
         standard_error_of_median_relative=error,
         noise=_noise(cv, error, blocks),
+        latency_steps_ms=tuple(float(step) * 1e3 for step in np.percentile(durations, range(0, 101, 5))),
     )
 
 

@@ -139,7 +139,7 @@ def compare(before: Path, after: Path, data_dir: Path, rows: int, tell: Callable
             "name one cell's folder of each, to compare them whatever their cells",
         )
     sets: dict[tuple[str, int], Dataset] = {}
-    pairs = [_pair(records.load(one), records.load(other), data_dir, sets) for one, other in chosen]
+    pairs = [pair_of(records.load(one), records.load(other), data_dir, sets) for one, other in chosen]
     for pair in pairs:
         if len(pair.dataset.images) >= MANY_IMAGES and not pair.comparison.identical:
             tell(f"{pair.cell}: resampling {len(pair.dataset.images)} images for an interval, which takes minutes")
@@ -149,7 +149,13 @@ def compare(before: Path, after: Path, data_dir: Path, rows: int, tell: Callable
     return Report(str(before), str(after), tuple(cells), *left)
 
 
-def _pair(before: Recorded, after: Recorded, data_dir: Path, sets: dict[tuple[str, int], Dataset]) -> Pair:
+def pair_of(before: Recorded, after: Recorded, data_dir: Path, sets: dict[tuple[str, int], Dataset]) -> Pair:
+    """Two records and the data set that they name; `sets` holds those that were loaded already.
+
+    Raises:
+        RecordError: they are of other data.
+        Missing, DatasetError: the data set is not there, or damaged.
+    """
     data = before.record.dataset
     key = data.name, data.images
     if key not in sets:
@@ -176,7 +182,7 @@ def _cell(pair: Pair, verdicts: list[Verdict], rows: int) -> CellReport:
         relation=pair.relation,
         verdicts=tuple(verdicts),
         boxes=(len(pair.before.detections.above(CONFIDENT)), len(pair.after.detections.above(CONFIDENT))),
-        provenance=tuple(differences(_provenance(before), _provenance(after))),
+        provenance=provenance(before, after),
         **content,
     )
 
@@ -195,6 +201,11 @@ def _details(pair: Pair, rows: int) -> dict[str, Any]:
             for image in compared.images[:rows]
         ),
     }
+
+
+def provenance(before: Record, after: Record) -> tuple[str, ...]:
+    """In what two records differ, besides their figures."""
+    return tuple(differences(_provenance(before), _provenance(after)))
 
 
 def _provenance(record: Record) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,10 +17,12 @@ from harness.errors import ResultsError
 from harness.files import write_atomically
 from harness.judge.record import Artifacts, DatasetIdentity, EnvironmentResult, Start
 from harness.judge.speed import uncertainty
-from harness.judge.verdict import Status, Verdict, gravest
+from harness.judge.verdict import Kind, Status, Verdict, gravest
+from harness.measure.hops import Hop
 from harness.measure.throughput import Speeds, Throughput
 from harness.model.registry import Precision, first_fault
 from harness.pipeline import AccuracyRun, Cell, Prepared
+from harness.tolerances import TOLERANCES
 
 SCHEMA_FILE = "results.schema.json"
 PREVIOUS_SUFFIX = ".prev"
@@ -30,10 +33,24 @@ PROPOSAL = "proposal"
 Given = Annotated[
     dict[str, str], Field(description="options of the run that change what is judged, where they are not the default's")
 ]
+Fails = Annotated[
+    bool | None,
+    Field(description="whether the run is red for it: never where it is known, also MISSING where it is required"),
+]
+Remedy = Annotated[str, Field(description="the command to run next; empty where it is green")]
+Command = Annotated[str, Field(description="the command that repeats it, with the options of the run")]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Part(_Strict):
+    """What every kind of check says beside its figures; a file of an older detgate says nothing."""
+
+    fails: Fails = None
+    remedy: Remedy = ""
+    command: Command = ""
 
 
 class DatasetResult(DatasetIdentity):
@@ -43,7 +60,7 @@ class DatasetResult(DatasetIdentity):
     note: str = ""
 
 
-class AccuracyResult(_Strict):
+class AccuracyResult(_Part):
     """AP of the cell; `expected` and `tolerance` in absolute AP."""
 
     map_50_95: float | None
@@ -70,9 +87,13 @@ class CheckResult(_Strict):
     figure: float | None
     expected: float | None
     tolerance: float | None
+    remedy: Remedy = ""
+    interval: tuple[float, float] | None = Field(
+        default=None, description="of the change since an earlier run, 95 %; null where it was not computed"
+    )
 
 
-class ChecksResult(_Strict):
+class ChecksResult(_Part):
     """Checks by name, and the gravest of them."""
 
     status: Status
@@ -109,11 +130,25 @@ class SpeedBeside(_Strict):
     uncertainty: float = Field(description="half-width of the median's 95 % interval, relative")
 
 
-class PerformanceResult(_Strict):
+class StageResult(_Strict):
+    """One hop on the way from torch to the engine, on a few images."""
+
+    name: str
+    relative: float | None = Field(description="L2 error of the worst output over its L2 norm; null: not comparable")
+    tolerance: float
+    map_change: float | None = Field(description="absolute AP after less before, on these images")
+    matched: float | None = Field(description="share of the confident boxes that are still where they were")
+    broken: str = Field(description="names or shapes that differ, NaN or Inf; empty where there is none")
+
+
+class PerformanceResult(_Part):
     """FPS = batch / median latency, inputs and outputs resident, on the host's clock around calls that wait."""
 
     fps: float | None
     latency_ms: Latency | None
+    latency_steps_ms: tuple[float, ...] = Field(
+        default=(), description="the shortest call, the longest, and every 5 % between: how the time of a call varies"
+    )
     cv: float | None
     status: Status
     expected: float | None
@@ -152,6 +187,7 @@ class CellResult(_Strict):
     performance: PerformanceResult | None = None
     against: AgainstResult | None = None
     conformance: ConformanceResult | None = None
+    stages: tuple[StageResult, ...] | None = Field(default=None, description="what each hop from torch on costs")
 
     @property
     def statuses(self) -> list[Status]:
@@ -174,22 +210,25 @@ class Record:
 
     facts: fields of `CellResult`, plain JSON; those of `accuracy` and `performance` without status and reason.
     given: options of the run that change what is judged.
+    fails: whether the run is red for it.
+    command: what repeats the check.
     """
 
     cell: dict[str, str]
     verdict: Verdict
     facts: dict[str, Any]
     given: dict[str, str] = field(default_factory=dict)
+    fails: bool = False
+    command: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data that pytest-xdist can carry."""
-        return {"cell": self.cell, "verdict": self.verdict.as_json(), "facts": self.facts, "given": self.given}
+        return {**vars(self), "verdict": self.verdict.as_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Record":
         """The inverse of `as_json`."""
-        verdict = Verdict.from_json(data["verdict"])
-        return cls(dict(data["cell"]), verdict, dict(data["facts"]), dict(data["given"]))
+        return cls(**{**data, "verdict": Verdict.from_json(data["verdict"])})
 
 
 def results_schema() -> dict[str, Any]:
@@ -240,6 +279,7 @@ def performance_facts(prepared: Prepared, speeds: Speeds, precision_ran: str, de
         "performance": {
             "fps": measured.fps,
             "latency_ms": {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99},
+            "latency_steps_ms": measured.latency_steps_ms,
             "cv": measured.cv,
             "rounds": measured.calls,
             "uncertainty": uncertainty(measured),
@@ -256,6 +296,23 @@ def _speed_beside(measured: Throughput | None, timer: str | None) -> dict[str, A
     return {"fps": measured.fps, "timer": timer, "rounds": measured.calls, "uncertainty": uncertainty(measured)}
 
 
+def stage_facts(hops: Iterable[Hop]) -> dict[str, Any]:
+    """What the way of a cell from torch to its engine says of it."""
+    return {
+        "stages": [
+            {
+                "name": hop.name,
+                "relative": hop.worst.relative if hop.worst and isfinite(hop.worst.relative) else None,
+                "tolerance": TOLERANCES[hop.step].relative,
+                "map_change": hop.change,
+                "matched": hop.matched,
+                "broken": hop.broken,
+            }
+            for hop in hops
+        ]
+    }
+
+
 def collate(records: Iterable[Record]) -> list[CellResult]:
     """One result per cell from the records of all its checks, in order of first appearance."""
     by_cell: dict[str, list[Record]] = {}
@@ -269,65 +326,72 @@ def _cell_result(records: list[Record]) -> CellResult:
     for record in records:
         facts |= {name: value for name, value in record.facts.items() if name != PROPOSAL}
     cell, given = records[0].cell, {"given": records[0].given}
+    own: dict[Kind, list[Record]] = {}
+    for record in records:
+        own.setdefault(record.verdict.kind, []).append(record)
     parts = {
-        "accuracy": _accuracy([r.verdict for r in records], facts.pop("accuracy", {}) | given),
-        "performance": _performance([r.verdict for r in records], facts.pop("performance", {}) | given),
-        "against": _checks(AgainstResult, [r.verdict for r in records if r.verdict.kind == "against"]),
-        "conformance": _checks(ConformanceResult, [r.verdict for r in records if r.verdict.kind == "conformance"]),
+        "accuracy": _accuracy(own.get("accuracy", []), facts.pop("accuracy", {}) | given),
+        "performance": _performance(own.get("performance", []), facts.pop("performance", {}) | given),
+        "against": _checks(AgainstResult, own.get("against", [])),
+        "conformance": _checks(ConformanceResult, own.get("conformance", [])),
     }
     return CellResult(**{"id": records[0].verdict.cell, **cell, **facts, **parts})
 
 
-def _known(verdicts: list[Verdict]) -> str:
-    return "; ".join(sorted({f"{v.check}: {v.known}" for v in verdicts if v.known}))
+def _beside(own: list[Record], status: Status) -> dict[str, Any]:
+    """What a part says beside its figures; the remedy is that of the first verdict with the part's status."""
+    remedy = next((r.verdict.remedy for r in own if r.verdict.status is status and r.verdict.remedy), "")
+    known = "; ".join(sorted({f"{r.verdict.check}: {r.verdict.known}" for r in own if r.verdict.known}))
+    fails = any(record.fails for record in own)
+    return {"known": known, "fails": fails, "remedy": remedy, "command": own[0].command}
 
 
 def _reason(verdicts: list[Verdict], status: Status) -> str:
     return "; ".join(sorted({f"{v.check}: {v.reason}" for v in verdicts if v.status is status}))
 
 
-def _accuracy(verdicts: list[Verdict], facts: dict[str, Any]) -> AccuracyResult | None:
-    own = [v for v in verdicts if v.kind == "accuracy"]
+def _accuracy(own: list[Record], facts: dict[str, Any]) -> AccuracyResult | None:
     if not own:
         return None
-    status = gravest([v.status for v in own])
-    expected = {v.check: v.expected for v in own if v.expected is not None}
-    tolerance = next((v.tolerance for v in own if v.tolerance is not None), None)
+    verdicts = [record.verdict for record in own]
+    status = gravest([v.status for v in verdicts])
+    expected = {v.check: v.expected for v in verdicts if v.expected is not None}
+    tolerance = next((v.tolerance for v in verdicts if v.tolerance is not None), None)
     figures = {"map_50_95": None, "map_50": None} | facts
     return AccuracyResult(
         **figures,
+        **_beside(own, status),
         status=status,
         expected=expected or None,
         tolerance=tolerance,
-        reason=_reason(own, status),
-        known=_known(own),
+        reason=_reason(verdicts, status),
     )
 
 
-def _performance(verdicts: list[Verdict], facts: dict[str, Any]) -> PerformanceResult | None:
-    own = [v for v in verdicts if v.kind == "performance"]
+def _performance(own: list[Record], facts: dict[str, Any]) -> PerformanceResult | None:
     if not own:
         return None
-    worst = max(own, key=lambda v: list(Status).index(v.status))
+    worst = max((record.verdict for record in own), key=lambda v: list(Status).index(v.status))
     figures = {"fps": None, "latency_ms": None, "cv": None} | facts
     return PerformanceResult(
         **figures,
+        **_beside(own, worst.status),
         status=worst.status,
         expected=worst.expected,
         tolerance=worst.tolerance,
         reason=worst.reason,
-        known=_known(own),
     )
 
 
-def _checks(part: type[P], own: list[Verdict]) -> P | None:
+def _checks(part: type[P], own: list[Record]) -> P | None:
     if not own:
         return None
+    verdicts = [record.verdict for record in own]
     # What could not be asked hides nothing that could.
-    status = gravest([v.status for v in own if v.status is not Status.MISSING] or [Status.MISSING])
+    status = gravest([v.status for v in verdicts if v.status is not Status.MISSING] or [Status.MISSING])
     fields = CheckResult.model_fields
-    checks = {v.check: CheckResult(**{name: getattr(v, name) for name in fields}) for v in own}
-    return part(status=status, reason=_reason(own, status), checks=checks, known=_known(own))
+    checks = {v.check: CheckResult(**{name: getattr(v, name) for name in fields}) for v in verdicts}
+    return part(**_beside(own, status), status=status, reason=_reason(verdicts, status), checks=checks)
 
 
 def load(path: Path) -> Results:
@@ -403,7 +467,7 @@ def _merged(old: CellResult | None, new: CellResult) -> CellResult:
         return new
     if new.artifacts.engine is None and old.artifacts.engine is not None:
         return new
-    halves = ("accuracy", "performance", "conformance", "dataset", *(() if new.accuracy else ("against",)))
+    halves = ("accuracy", "performance", "conformance", "stages", "dataset", *(() if new.accuracy else ("against",)))
     kept = {name: getattr(old, name) for name in halves if getattr(new, name) is None}
     return new.model_copy(update=kept)
 

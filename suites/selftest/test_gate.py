@@ -118,7 +118,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="module")
 def first(place: Workplace) -> Outcome:
     """Both cells, both checks, no baseline anywhere."""
-    return run(place, *BOTH, f"--benchmark-json={place.root / 'benchmark.json'}")
+    files = (f"--benchmark-json={place.root / 'benchmark.json'}", f"--report={place.root / 'page.html'}")
+    return run(place, *BOTH, *files)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,14 @@ def test_the_table_shows_each_check_of_every_chosen_cell(first: Outcome) -> None
 
 def test_each_engine_is_built_once_for_both_checks(first: Outcome) -> None:
     assert "engines: 2 built, 0 from the cache" in first.text
+
+
+def test_a_run_writes_its_page(first: Outcome, place: Workplace) -> None:
+    page = (place.root / "page.html").read_text()
+    assert f"report: {place.root / 'page.html'}" in first.text
+    assert "2 cells lack what is required" in page
+    assert all(cell in page for cell in (FP32, FP16))
+    assert "python -m harness baseline accept" in page
 
 
 def test_path_options_may_be_given_with_a_space(first: Outcome) -> None:

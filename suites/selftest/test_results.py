@@ -168,6 +168,8 @@ def test_checks_against_an_earlier_run_are_kept_by_name() -> None:
     assert part.checks["count"].model_dump() == {
         "status": Status.PASS,
         "reason": "count is so",
+        "remedy": "",
+        "interval": None,
         "figure": 90,
         "expected": 100,
         "tolerance": 0.005,
