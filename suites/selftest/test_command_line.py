@@ -536,5 +536,5 @@ def test_every_option_of_every_command_says_what_it_is_for(capsys: pytest.Captur
 
 def test_pytests_help_has_detgates_options_in_groups_each_with_its_use(pytestconfig: pytest.Config) -> None:
     groups = [group for group in pytestconfig._parser._groups if group.name.startswith("detgate-")]
-    assert [len(group.options) for group in groups] == [10, 4, 3, 5]
+    assert [len(group.options) for group in groups] == [10, 4, 3, 6]
     assert [option for group in groups for option in group.options if not option.attrs().get("help")] == []

@@ -18,11 +18,12 @@ from harness.judge.sequential import LOOKS
 from harness.judge.verdict import Status
 from harness.measure.turns import Pair
 from suites.selftest import slow_side
-from suites.selftest.conftest import Command
+from suites.selftest.conftest import CHECKOUT, Command
 from suites.selftest.speeds import pool, rules
 from suites.selftest.speeds import record as recorder
+from suites.selftest.speeds.__main__ import OUT
 from suites.selftest.speeds.pool import Entry, Pool
-from suites.selftest.speeds.proof import SEEN, Proof, prove
+from suites.selftest.speeds.proof import SEEN, Proof, prove, tables
 from suites.selftest.speeds.record import PARTS, PLAN, Stop, measured, order, record
 from suites.selftest.speeds.rules import RULES, Item, Rule, after_earlier, in_turns, neighbours, warming
 from suites.selftest.speeds.shares import Shares, shares
@@ -499,9 +500,19 @@ def test_the_record_has_a_row_for_each_rule_and_slow_down(proof: Proof) -> None:
 
 
 def test_the_tables_have_every_rule_and_condition(proof: Proof) -> None:
-    lines = proof.tables().splitlines()
+    lines = tables(proof.as_json()).splitlines()
     assert lines[0].endswith("| 10 % | 0 %, warming | 0 %, CPU hog |")
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2 : 2 + len(RULES)]] == list(RULES)
+
+
+def test_the_documentation_shows_the_tables_of_the_kept_proof() -> None:
+    kept = json.loads(OUT.read_text(encoding="utf-8"))
+    assert tables(kept) in (CHECKOUT / "docs" / "statistics.md").read_text(encoding="utf-8")
+
+
+def test_the_kept_proof_meets_every_target_and_says_so() -> None:
+    targets = json.loads(OUT.read_text(encoding="utf-8"))["targets"]
+    assert [target["wanted"] for target in targets if not target["met"]] == []
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from harness.model.registry import SHIPPED_BASELINES
 from harness.sides.arguments import Places, asked
 from harness.sides.process import Prepared, prepare
 from suites.selftest.speeds import pool
-from suites.selftest.speeds.proof import prove
+from suites.selftest.speeds.proof import prove, tables
 from suites.selftest.speeds.record import PARTS, PLAN, SEED, Stop, hog, measured, order, record
 
 PROOF = SHIPPED_BASELINES / "proof"
@@ -59,6 +59,7 @@ def main() -> int:
     judge.set_defaults(action=_judge)
     judge.add_argument("--pool", type=Path, default=POOL, metavar="FILE", help="default: %(default)s")
     judge.add_argument("--hog-pool", type=Path, default=HOG_POOL, metavar="FILE", help="default: %(default)s")
+    judge.add_argument("--table", action="store_true", help="judge nothing, print the tables of --out FILE")
     judge.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default: %(default)s")
     options = parser.parse_args()
     try:
@@ -84,10 +85,13 @@ def _record(options: argparse.Namespace) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     """1 where a target is missed."""
+    if options.table:
+        print(tables(json.loads(options.out.read_text(encoding="utf-8"))))
+        return 0
     hog_pool = pool.read(options.hog_pool) if options.hog_pool.exists() else None
     proof = prove(pool.read(options.pool), hog_pool, partial(print, file=sys.stderr, flush=True))
     write_atomically(options.out, json.dumps(proof.as_json(), indent=1) + "\n")
-    print(f"{proof.tables()}\n")
+    print(f"{tables(proof.as_json())}\n")
     for target in proof.targets():
         print(f"{'met' if target.met else 'MISSED'}: wanted {target.wanted}; found {target.found}")
     return 0 if all(target.met for target in proof.targets()) else 1

@@ -22,6 +22,8 @@ IDENTICAL_PAIRS, SLOWER_PAIRS, LEAST_COMPARISONS = 400, 150, 300
 REALISED = 0.05
 """How far a slow-down may be from what was wanted, as a fraction of it."""
 
+OUTCOMES = {"regressed": "REGRESSED", "passed": "PASS", "inconclusive": "INCONCLUSIVE"}
+
 Tell = Callable[[str], None]
 Table = dict[str, dict[int, Shares]]
 
@@ -114,26 +116,27 @@ class Proof:
             "recorded": self.hog_pool.headers,
         }
 
-    def tables(self) -> str:
-        """Two tables in Markdown: the shares that each rule calls slower, and all that ours says."""
-        slow_downs = list(self.rules[OURS])
-        conditions = {"0 %, warming": self.ramp, "0 %, CPU hog": self.hog or {}}
-        heads = ["REGRESSED at", *(f"{percent} %" for percent in slow_downs), *conditions]
-        rows = [
-            [
-                rule,
-                *(f"{rows[percent].regressed_share:.3f}" for percent in slow_downs),
-                *(f"{found[rule].regressed_share:.3f}" if rule in found else "–" for found in conditions.values()),
-            ]
-            for rule, rows in self.rules.items()
-        ]
-        ours = [
-            [f"{percent} %", *(f"{count / row.comparisons:.3f}" for count in counts), f"{row.mean_pairs:.1f}"]
-            for percent, row in self.rules[OURS].items()
-            for counts in [(row.regressed, row.passed, row.inconclusive)]
-        ]
-        titles = [OURS, "REGRESSED", "PASS", "INCONCLUSIVE", "pairs"]
-        return f"{markdown_table(heads, rows)}\n\n{markdown_table(titles, ours)}"
+
+def tables(kept: dict[str, Any]) -> str:
+    """Two tables in Markdown of a proof's record: the shares that each rule calls slower, and all that ours says."""
+    rules, hog = kept["rules"], kept["hog"] or {"rules": {}}
+    slow_downs = list(rules[OURS])
+    conditions = {"0 %, warming": kept["ramp"]["rules"], "0 %, CPU hog": hog["rules"]}
+    heads = ["`REGRESSED` at", *(f"{percent} %" for percent in slow_downs), *conditions]
+    shares_of = [
+        [rule, *rows.values(), *(found.get(rule) for found in conditions.values())] for rule, rows in rules.items()
+    ]
+    rows = [[rule, *map(_regressed, found)] for rule, *found in shares_of]
+    ours = [
+        [f"{percent} %", *(f"{row[name] / row['comparisons']:.3f}" for name in OUTCOMES), f"{row['mean_pairs']:.1f}"]
+        for percent, row in rules[OURS].items()
+    ]
+    titles = [OURS, *(f"`{name}`" for name in OUTCOMES.values()), "pairs"]
+    return f"{markdown_table(heads, rows)}\n\n{markdown_table(titles, ours)}"
+
+
+def _regressed(row: dict[str, Any] | None) -> str:
+    return "–" if row is None else f"{row['regressed'] / row['comparisons']:.3f}"
 
 
 def prove(pool: Pool, hog_pool: Pool | None, tell: Tell, comparisons: int = COMPARISONS) -> Proof:
