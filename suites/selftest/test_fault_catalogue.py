@@ -238,6 +238,13 @@ def test_the_readmes_table_is_that_of_the_proof(kept: dict[str, Any]) -> None:
     assert proof.table(kept) in (CHECKOUT / "docs" / "statistics.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_counts_what_the_proof_holds(kept: dict[str, Any]) -> None:
+    text = " ".join((CHECKOUT / "README.md").read_text(encoding="utf-8").split())
+    rows, harmless = kept["faults"], kept["harmless"]
+    assert f"{len({row['name'] for row in rows})} faults in {sum(row['caught'] for row in rows)} places" in text
+    assert f"{harmless['failed']} of {harmless['runs']} harmless changes failed" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_every_fault_is_caught_on_each_model_and_engine(

@@ -508,6 +508,7 @@ def test_the_tables_have_every_rule_and_condition(proof: Proof) -> None:
 def test_the_documentation_shows_the_tables_of_the_kept_proof() -> None:
     kept = json.loads(OUT.read_text(encoding="utf-8"))
     assert tables(kept) in (CHECKOUT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert tables(kept).split("\n\n")[0] in (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_kept_proof_meets_every_target_and_says_so() -> None:
