@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from harness.detect.detections import Detections
 from harness.judge import record as records
 from harness.judge.record import DETECTIONS, RECORD
+from harness.measure.compare import Comparison, Difference
 from suites.selftest.conftest import CHECKOUT, RECORDS, Said
 
 pytestmark = pytest.mark.selftest
@@ -24,6 +25,24 @@ WIDTH = 100
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resampled_once() -> Iterator[None]:
+    """The same two runs are compared over and over here: each interval is computed the first time."""
+    known: dict[tuple[str, str, tuple[int, ...]], dict[str, Difference]] = {}
+    resample = Comparison._bootstrapped
+
+    def once(comparison: Comparison, categories: list[int]) -> dict[str, Difference]:
+        runs = records.sha256_of(comparison.before), records.sha256_of(comparison.after)
+        key = (*runs, tuple(categories))
+        if key not in known:
+            known[key] = resample(comparison, categories)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Comparison, "_bootstrapped", once)
+        yield
 
 
 def written(folder: Path, change: Callable[[Detections], Detections], cell: str = FP32) -> Path:
