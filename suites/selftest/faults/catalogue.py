@@ -120,9 +120,10 @@ def _anchors(change: Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64]], 
 
     def breaks(stack: ExitStack, pipeline: Pipeline, cell: Cell) -> None:
         decoder: Any = make_decoder(pipeline.head(cell.model), pipeline.input_spec(cell.model))
-        strides = decoder._strides[:, None, None]
-        levels = decoder._base_anchors.reshape(len(strides), -1, 4)
-        decoder._base_anchors = change(levels, strides).astype(np.float32).reshape(-1, 4)
+        strides = decoder._anchors.strides[:, None, None]
+        levels = decoder._anchors.base.reshape(len(strides), -1, 4)
+        base = np.ascontiguousarray(change(levels, strides), np.float32).reshape(-1, 4)
+        decoder._anchors = decoder._anchors._replace(base=base)
         stack.enter_context(patch.object(pipeline, "decoder", lambda _model: decoder))
 
     return breaks
