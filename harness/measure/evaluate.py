@@ -64,12 +64,16 @@ def evaluate(dataset: Dataset, detections: Detections) -> CocoMetrics:
 
 
 def evaluator(dataset: Dataset, detections: Detections, categories: Sequence[int]) -> Any:
-    """A hotcoco COCOeval of some of the categories, not yet evaluated.
+    """A hotcoco COCOeval of some of the categories, not yet evaluated; of AP over objects of any size alone.
 
     Raises:
         EvaluationError: as `evaluate`.
     """
-    return _chosen(_hotcoco(dataset.annotation_file, _rows(dataset, detections)), _image_ids(dataset), categories)
+    made = _chosen(_hotcoco(dataset.annotation_file, _rows(dataset, detections)), _image_ids(dataset), categories)
+    # Of the 4 areas and 3 numbers of boxes by which COCO has its 12 numbers, AP needs one each: a fifth of the time.
+    made.params.areaRng, made.params.areaRngLbl = made.params.areaRng[:1], made.params.areaRngLbl[:1]
+    made.params.maxDets = made.params.maxDets[-1:]
+    return made
 
 
 def evaluate_against(dataset: Dataset, truth: Detections, detections: Detections) -> float:

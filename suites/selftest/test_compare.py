@@ -1,6 +1,7 @@
 """Two runs on the same images: AP before and after with its noise, boxes that match, boxes that are lost or won."""
 
 from dataclasses import replace
+from typing import Any
 
 import hotcoco
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from harness.detect.dataset import Dataset
 from harness.detect.detections import Detections
 from harness.judge import record as records
+from harness.measure import compare
 from harness.measure.compare import RESAMPLED_ONCE, Comparison, Difference, pairwise_iou
-from harness.measure.evaluate import evaluate
+from harness.measure.evaluate import evaluate, evaluator
 from harness.pipeline import load_dataset
 from suites.selftest.conftest import RECORDS
 
@@ -48,6 +50,26 @@ def test_the_bootstraps_change_is_that_of_evaluate(compared: Comparison, metric:
     found = compared.differences[metric]
     assert (found.before, found.after) == (pytest.approx(before, abs=1e-12), pytest.approx(after, abs=1e-12))
     assert found.change == pytest.approx(compared.change(metric), abs=1e-9)
+
+
+def test_the_bootstrap_leaves_out_what_ap_does_not_need(compared: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "BOOTSTRAPS", 50)
+    again = Comparison(compared.dataset, compared.before, compared.after)
+    monkeypatch.setattr(compare, "evaluator", with_every_number)
+    whole = Comparison(compared.dataset, compared.before, compared.after)
+    assert again.differences == whole.differences
+    assert again.class_difference("arrow") == whole.class_difference("arrow")
+
+
+def with_every_number(*of: Any) -> Any:
+    """An evaluator of all of COCO's areas and numbers of boxes."""
+    made = evaluator(*of)
+    coco = hotcoco.COCO({"images": [], "annotations": [], "categories": []})
+    default = hotcoco.COCOeval(coco, coco, "bbox").params
+    assert (made.params.areaRngLbl, made.params.maxDets) == (["all"], [100])
+    for name in ("areaRng", "areaRngLbl", "maxDets"):
+        setattr(made.params, name, getattr(default, name))
+    return made
 
 
 def test_a_class_is_compared_by_its_own_ap(compared: Comparison) -> None:
