@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from harness.commands import baseline, blame, compare, fetch, history, machine, report
-from harness.commands.shared import EXIT_FAULT, EXIT_PIPE, EXIT_WRONG_INPUT, Parser
+from harness.commands.shared import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_WRONG_INPUT, Parser, tell
 from harness.errors import DetgateError
 
 # In the order of --help: what is here, what changed, what is expected.
@@ -39,7 +39,10 @@ def make_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives its exit code (0 done, 1 found something, 3 internal error, 4 wrong input)."""
+    """Run one command; gives its exit code.
+
+    0 done, 1 found something, 3 internal error, 4 wrong input; 130 interrupted, 141 nobody reads on.
+    """
     try:
         options = make_parser().parse_args(arguments)
         code: int = options.run(options)
@@ -49,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
+    except KeyboardInterrupt:
+        tell("interrupted")
+        return EXIT_INTERRUPTED
     except Exception:  # noqa: BLE001  whatever it is, scripts must tell it from a finding (1) and from their input (4)
         traceback.print_exc()
         print("this is a fault of detgate", file=sys.stderr)

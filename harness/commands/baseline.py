@@ -19,7 +19,12 @@ from harness.errors import BaselineError, UsageError
 
 def add(commands: Commands) -> None:
     """`baseline accept`, `baseline ratchet`, `baseline diff`."""
-    actions = commands.add_parser("baseline", help="accepted figures: accept, ratchet, diff")
+    actions = commands.add_parser(
+        "baseline",
+        help="accepted figures: accept, ratchet, diff",
+        description="Accepted figures of cells, which later runs are held to: in baselines/recorded/, with who "
+        "accepted them, when and why.",
+    )
     baseline = actions.add_subparsers(required=True, metavar="ACTION")
     accept = add_command(
         baseline,

@@ -70,7 +70,7 @@ def add_cache(commands: Commands) -> None:
         "show or clear the cache of graphs and engines",
         "Show or clear the cache of graphs and engines. Entries are found by content: clearing costs time, no more.",
     )
-    cache.add_argument("action", choices=("list", "clear"))
+    cache.add_argument("action", choices=("list", "clear"), help="show entries and their sizes, or remove them")
     cache.add_argument(
         "--unused-for", type=float, default=0.0, metavar="DAYS", help="clear only what was not used for so long"
     )

@@ -164,7 +164,7 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "benchmarks disabled": ((*CELL, "-m", "performance", "--benchmark-disable"), "in one process", "leave the option"),
     "benchmarks skipped": ((*CELL, "-m", "performance", "--benchmark-skip"), "in one process", "leave the option"),
     "performance under xdist": (
-        (*CELL, "-m", "performance", "-n", "2"),
+        (*CELL, "-m", "performance", "-n", "1"),
         "performance tests or --rebuilds under xdist",
         "leave -n out",
     ),

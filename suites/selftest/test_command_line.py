@@ -493,6 +493,17 @@ def test_a_fault_of_detgate_says_so_below_its_traceback(
     assert capsys.readouterr().err.endswith("ZeroDivisionError: of ours\nthis is a fault of detgate\n")
 
 
+def test_an_interrupt_is_one_line_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", _interrupts)
+    assert (main(["doctor"]), capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def _interrupts(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_error_is_two_lines_on_stderr(capsys: pytest.CaptureFixture[str], accept: list[object]) -> None:
     assert main([str(word) for word in accept]) == 4
     cause, remedy = capsys.readouterr().err.splitlines()

@@ -84,6 +84,7 @@ def test_intervals_are_those_of_another_run_of_the_same_comparison(
     assert Comparison(dataset, fp32, int8).differences == compared.differences
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_resamples_with_repeats(compared: Comparison) -> None:
     """hotcoco's resamples hold each image once at most; against 150 that repeat images, by `np.random`."""
     rng, changes = np.random.default_rng(0), []

@@ -689,6 +689,7 @@ def test_one_worker_has_all_tests_of_a_cell(two_workers: Outcome) -> None:
     assert len({cell for _, cell in found}) == len(set(found))
 
 
+@pytest.mark.slow
 def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
     baselines = edited(accepted, "nothing", lambda content: content.pop("accuracy"))
     outcome = run(accepted, "-m", "accuracy", "-n", "2", baselines=baselines)

@@ -44,7 +44,7 @@ def both(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_the_entrys_check_is_there(accepted: Workplace) -> None:
-    assert CHECK in run(accepted, "--collect-only", "-q").text
+    assert CHECK in run(accepted, "--collect-only", "-q", "suites/accuracy").text
 
 
 def test_a_known_failure_is_green_and_says_so(accepted: Workplace) -> None:
@@ -72,7 +72,9 @@ def test_only_the_check_that_is_named_is_known(accepted: Workplace) -> None:
     assert "1 failed" in outcome.text
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["one process", "two workers"]
+)
 def test_an_unexpected_pass_is_red_and_says_what_to_do(accepted: Workplace, workers: tuple[str, ...]) -> None:
     known(accepted, ENTRY)
     outcome = run(accepted, "-m", "accuracy", "--precision", "fp32", *workers)

@@ -32,7 +32,7 @@ from suites.selftest.simulated.tensorrt import V10, V11, Machine, simulated_tens
 
 pytestmark = [pytest.mark.selftest, pytest.mark.xdist_group("mini")]
 
-MODELS = ("pisa-mini", "paa-mini")
+MODELS = ("pisa-mini", pytest.param("paa-mini", marks=pytest.mark.slow))
 CONVOLUTIONS = {"pisa-mini": 58, "paa-mini": 63}
 PRECISIONS = ("fp32", "fp16", "int8")
 BATCH = 2
