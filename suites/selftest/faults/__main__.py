@@ -1,7 +1,7 @@
 """`python -m suites.selftest.faults [--part PART]`: the proof that the accuracy checks catch faults and nothing else.
 
 Runs every fault on each mini model and engine it applies to, several hundred harmless changes, and the coverage of the
-corrected interval, and writes each part to baselines/proof/accuracy.json as it ends. About 40 minutes on two cores.
+corrected interval, and writes each part to baselines/proof/accuracy.json as it ends. About 20 minutes on two cores.
 """
 
 import argparse
