@@ -178,9 +178,10 @@ class Pipeline:
                 self._made[key] = make()
             except DetgateError as error:
                 self._made[key] = error
+                raise
         made = self._made[key]
         if isinstance(made, DetgateError):
-            raise made
+            raise made.with_traceback(None)  # each raise adds to it, and pytest shows all of it
         return made  # type: ignore[return-value]
 
     # --- cells

@@ -478,6 +478,15 @@ def test_all_that_is_missing_is_named_at_once(
     assert caught.value.remedy.count(" && ") >= 2
 
 
+def test_what_is_missing_is_told_as_shortly_the_tenth_time(place: Workplace, tmp_path: Path) -> None:
+    bare, entries = Pipeline(place.settings(checkpoints=tmp_path / "no")), []
+    for _ in range(10):
+        with pytest.raises(Missing) as caught:
+            bare.checkpoint("toy")
+        entries.append(len(caught.traceback))
+    assert entries[-1] <= entries[0]
+
+
 def test_nothing_is_missing_where_everything_is_here(pipeline: Pipeline) -> None:
     pipeline.require(FP32)
 
