@@ -15,20 +15,28 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 Outcome = subprocess.CompletedProcess[str]
 
-# No plugin of pytest and nothing of ours that is one: it rewrites their asserts when it imports them. Nor ONNX Runtime,
-# which starts a thread: a fork lacks it, and waits for it forever.
+# Nothing of ours that is a plugin of pytest: it rewrites their asserts when it imports them. Nor ONNX Runtime, which
+# starts a thread: a fork lacks it, and waits for it forever.
 IMPORTED = (
-    *("numpy", "scipy.stats", "torch", "onnx", "cv2", "PIL.Image", "pydantic", "rich.console", "rich.table"),
-    *("rich.progress", "pytest", "mmengine.config", "hotcoco", "filelock", "harness.__main__", "harness.pipeline"),
-    *("harness.detect.run", "harness.detect.decode.anchor", "harness.detect.decode.paa", "harness.report.results"),
+    *("numpy", "scipy.stats", "torch", "onnx", "cv2", "PIL.Image", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
+    *("pydantic", "rich.console", "rich.table", "rich.progress", "rich._emoji_codes", "mmengine.config", "hotcoco"),
+    *("filelock", "xml.etree.ElementTree", "netrc", "pytest", "_pytest.junitxml", "_pytest.unittest"),
+    *("hypothesis", "hypothesis.internal.observability", "execnet", "xdist.plugin", "pytest_benchmark.plugin"),
+    *("harness.__main__", "harness.pipeline", "harness.detect.run", "harness.detect.decode.anchor"),
+    *("harness.detect.decode.paa", "harness.conformance.metamorphic", "harness.conformance.rebuilds"),
+    *("harness.judge.known", "harness.report.annotations", "harness.report.conformance", "harness.report.page.write"),
+    *("harness.report.results", "harness.report.summary", "harness.report.table"),
 )
-# pytest rewrites the asserts of the package that a plugin comes with, and warns of what was imported before it could.
-OURS = ("harness", "suites")
+# pytest rewrites the asserts of each package that a plugin comes with, and warns of what was imported before it could.
+NOT_REWRITTEN = ("harness", "suites", "hypothesis", "xdist", "pytest_benchmark")
 # NumPy's, SciPy's and OpenCV's OpenBLAS start their threads when they are loaded.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
@@ -94,8 +102,8 @@ def _serve() -> dict[str, object] | None:
     return None
 
 
-def _become(request: dict[str, object]) -> None:
-    """Be the command that was asked for."""
+def _become(request: dict[str, object]) -> int:
+    """Be the command that was asked for; gives its exit code."""
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(str(request[name]), os.O_WRONLY | os.O_CREAT), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -105,10 +113,29 @@ def _become(request: dict[str, object]) -> None:
     os.environ.update(request["env"])  # type: ignore[call-overload]
     module, *arguments = request["words"]  # type: ignore[misc]
     sys.argv, sys.orig_argv = [module, *arguments], [sys.executable, "-m", *request["words"]]  # type: ignore[misc]
-    for package in OURS:
+    for package in NOT_REWRITTEN:
         sys.modules[package].__doc__ = "PYTEST_DONT_REWRITE"
     gc.enable()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            return int(end.code or 0)
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:  # noqa: BLE001  as Python ends
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End as Python does, but for one thing: what was imported is not taken apart, which takes as long as the rest."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _import_all() -> None:
@@ -124,4 +151,4 @@ def _import_all() -> None:
 if __name__ == "__main__":
     _import_all()
     if (asked := _serve()) is not None:
-        _become(asked)
+        _leave(_become(asked))

@@ -26,16 +26,34 @@ def probe(tmp_path: Path) -> dict[str, str]:
     return own_environment()
 
 
+def fresh(words: list[str], cwd: Path, environment: dict[str, str]) -> forks.Outcome:
+    """The same by a process of its own."""
+    streams = {"input": "", "capture_output": True, "text": True}
+    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=environment, check=False, **streams)
+
+
 @pytest.mark.parametrize("code", [0, 5])
 def test_a_fork_tells_what_a_process_of_its_own_tells(tmp_path: Path, probe: dict[str, str], code: int) -> None:
     words = ["probe", str(code)]
-    fresh = subprocess.run(
-        [sys.executable, "-m", *words],
-        **{"cwd": tmp_path, "env": probe, "input": "", "capture_output": True, "text": True},
-        check=False,
-    )
-    found = forks.run(words, tmp_path, probe)
-    assert (found.returncode, found.stdout, found.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+    alone, found = fresh(words, tmp_path, probe), forks.run(words, tmp_path, probe)
+    assert (found.returncode, found.stdout, found.stderr) == (alone.returncode, alone.stdout, alone.stderr)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "sys.exit()",
+        "sys.exit('a message')",
+        "raise ValueError('a fault')",
+        "atexit.register(print, 'at the end')",
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('later'))).start()",
+    ],
+)
+def test_a_fork_ends_as_a_process_of_its_own_ends(tmp_path: Path, end: str) -> None:
+    (tmp_path / "ends.py").write_text(f"import atexit, sys, threading, time\nprint('begun')\n{end}\n")
+    alone, found = (run(["ends"], tmp_path, own_environment()) for run in (fresh, forks.run))
+    assert (found.returncode, found.stdout) == (alone.returncode, alone.stdout)
+    assert found.stderr.splitlines()[-1:] == alone.stderr.splitlines()[-1:]
 
 
 def test_commands_leave_each_other_nothing(tmp_path: Path, probe: dict[str, str]) -> None:
