@@ -107,6 +107,7 @@ def test_what_is_no_record_is_refused_before_anything_is_run(place: Workplace, b
     assert not outcome.file.exists()
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_process_finds(place: Workplace, before: Path, blind: Outcome) -> None:
     outcome = against(place, before, *ONE, "-n", "2", faults="blind")
     # Commands name the run's own folder, and that it had workers.

@@ -18,7 +18,7 @@ from harness.detect.dataset import ANNOTATION_FILE
 from harness.errors import CheckpointError
 from harness.model.checkpoint import load_state_dict
 from harness.model.registry import SHIPPED_BASELINES, load_models
-from harness.pipeline import EMBEDDED
+from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
 from suites.selftest.conftest import Command, Outcome
 
 if TYPE_CHECKING:
@@ -82,12 +82,16 @@ def test_what_is_half_written_is_seen(tmp_path: Path, left: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, suites_command: Command) -> Path:
-    """A cache that holds the graph and engine of `CELL`, so that faults further on are reached at once."""
-    folder = tmp_path_factory.mktemp("warm")
-    outcome = suites_command(*WORKS, *CELL, "--cache-dir", folder / "cache", "--results", folder / "results.json")
-    assert outcome.returncode in (0, 1), outcome.stdout
-    return folder / "cache"
+def cache(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
+    """A cache that holds the graphs and the engine of `CELL`, so that faults further on are reached at once."""
+    pipeline, folder = Pipeline(Settings(cache_dir=session_cache)), tmp_path_factory.mktemp("warm")
+    prepared, weights = pipeline.prepare(Cell(MODEL, "fp32", "onnxruntime")), pipeline.checkpoint(MODEL)
+    graph = prepared.source.graph
+    assert graph is not None
+    made = (pipeline.exported(MODEL, weights).path, pipeline.simplified(MODEL, weights).path, graph, prepared.file.path)
+    for path in made:
+        shutil.copytree(path.parent, folder / path.parent.relative_to(session_cache))
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -287,7 +287,7 @@ def test_another_cell_can_be_the_reference(
     assert "reference  pisa-mini-fp32-openvino" in said
 
 
-@pytest.mark.parametrize("which", [CELL, "paa-mini-int8-onnxruntime"])
+@pytest.mark.parametrize("which", [CELL, pytest.param("paa-mini-int8-onnxruntime", marks=pytest.mark.slow)])
 def test_a_healthy_cell_has_no_layer_that_departs(
     which: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,8 +61,9 @@ def reference(pipeline: Pipeline, images: Images) -> Maps:
 
 
 def param(cell: Cell) -> Any:
-    """AOTInductor compiles for half a minute: `make gate` does so too, and judges what it built."""
-    return pytest.param(cell, id=cell.id, marks=[pytest.mark.slow] if cell.engine == "aotinductor" else [])
+    """Here: AOTInductor compiles for half a minute, and a CPU computes fp16 in fp32; `make gate` judges both too."""
+    slow = cell.engine == "aotinductor" or cell.precision == "fp16"
+    return pytest.param(cell, id=cell.id, marks=[pytest.mark.slow] if slow else [])
 
 
 @pytest.fixture(scope="module", params=[param(cell) for cell in CELLS])

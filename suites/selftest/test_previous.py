@@ -202,7 +202,9 @@ HARMLESS: Mapping[str, tuple[tuple[str, int | None], tuple[str, int | None]]] = 
 }
 
 
-@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "paa-mini" in name else []) for name in HARMLESS]
+)
 def test_a_harmless_change_passes_every_check(runs: Runs, dataset: Dataset, name: str) -> None:
     before, after = (runs(*arguments) for arguments in HARMLESS[name])
     (verdicts,) = judge_all([Pair(dataset, before, after, "look")])
