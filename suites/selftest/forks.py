@@ -36,7 +36,7 @@ IMPORTED = (
     *("harness.report.results", "harness.report.summary", "harness.report.table"),
 )
 # pytest rewrites the asserts of each package that a plugin comes with, and warns of what was imported before it could.
-NOT_REWRITTEN = ("harness", "suites", "hypothesis", "xdist", "pytest_benchmark")
+NOT_REWRITTEN = ("harness", "suites", "hypothesis", "_hypothesis_globals", "xdist", "pytest_benchmark")
 # NumPy's, SciPy's and OpenCV's OpenBLAS start their threads when they are loaded.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 
