@@ -1,8 +1,9 @@
 """Takes a data set, an open session and a decoder; gives the detections of every image, in batches.
 
 Reading, preprocessing and decoding run on a pool of threads, image by image, while the session infers: batch k + 1 is
-made ready and batch k - 1 decoded during the inference of batch k. Two input batches and two sets of raw maps are alive
-at most. What is finished can be journalled, so that a killed run is taken up again.
+made ready and batch k - 1 decoded during the inference of batch k, and a thread of its own keeps what is decoded, for
+which the session would wait else. Two input batches and two sets of raw maps are alive at most. What is finished can be
+journalled, so that a killed run is taken up again.
 """
 
 import time
@@ -100,34 +101,44 @@ def run(
     start = time.perf_counter()
     seconds = dict.fromkeys(STAGES, 0.0)
     finished = list(journal.parts) if journal else []
-    resumed = sum(len(part.images) for part in finished)
+    resumed = done = sum(len(part.images) for part in finished)
     if resumed:
         progress(resumed, len(dataset.images))
 
-    def finish(decoding: "_Decoding") -> None:
-        part = Detections.from_boxes(decoding.boxes(seconds), dataset.category_ids)
+    def keep(found: list[tuple[int, Boxes]]) -> None:
+        nonlocal done
+        part = Detections.from_boxes(found, dataset.category_ids)
         finished.append(part)
         if journal:
             journal.add(part)
-        progress(sum(len(one.images) for one in finished), len(dataset.images))
+        done += len(part.images)
+        progress(done, len(dataset.images))
 
-    with _pool(threads or usable_cores()) as pool:
+    with _pool(threads or usable_cores()) as pool, _pool(1) as keeper:
+        kept: Future[None] = keeper.submit(lambda: None)
         before: _Decoding | None = None
+
+        def finish(decoding: "_Decoding | None") -> None:
+            nonlocal kept
+            if decoding is not None:
+                found = decoding.boxes(seconds)
+                kept.result()
+                kept = keeper.submit(keep, found)
+
         for ready in _batches(parts_of(dataset, batch)[len(finished) :], input_spec, batch, pool, seconds):
             try:
                 maps, spent = _clocked(session.infer, ready.images)
             except BaseException:
-                if before is not None:
-                    finish(before)
+                finish(before)
+                kept.result()
                 raise
             seconds["infer"] += spent
             decoding = _Decoding(maps, ready, decoder, pool)
             del maps
-            if before is not None:
-                finish(before)
-            before = decoding
-        if before is not None:
             finish(before)
+            before = decoding
+        finish(before)
+        kept.result()
     seconds["wall"] = time.perf_counter() - start
     return Run(Detections.concatenate(finished), seconds, resumed)
 

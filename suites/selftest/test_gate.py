@@ -698,9 +698,9 @@ def test_two_workers_propose_missing_baselines_too(accepted: Workplace) -> None:
 
 
 def test_a_run_with_default_options_says_nothing_of_them(tmp_path: Path) -> None:
-    cell = ["--model", "pisa-mini", "--engine", "torch", "--checkpoints", str(tmp_path), "--engine-file", "README.md"]
+    cell = ["--model", "pisa-mini", "--engine", "onnxruntime", *ONE, "--engine-file", "README.md"]
     file = tmp_path / "results.json"
-    run_pytest("-m", "accuracy", *cell, "--results", str(file))
+    run_pytest("-m", "accuracy", *cell, "--checkpoints", str(tmp_path), "--results", str(file))
     (row,) = json.loads(file.read_text())["cells"]
     assert row["accuracy"]["given"] == {"--engine-file": "README.md"}
 
