@@ -181,7 +181,7 @@ class Pipeline:
                 raise
         made = self._made[key]
         if isinstance(made, DetgateError):
-            raise made.with_traceback(None)  # each raise adds to it, and pytest shows all of it
+            raise made.with_traceback(None)  # which each raise adds to, and which holds what its frames held
         return made  # type: ignore[return-value]
 
     # --- cells

@@ -89,7 +89,8 @@ def run(
 
     Args:
         batch: images per call; the last batch is padded with zeros and the padding's rows are not decoded.
-        progress: told (images done, images in all) after each batch, and at once where the journal holds some.
+        progress: told (images done, images in all) after each batch, by the thread that keeps it, and at once where the
+            journal holds some. What it or the journal raises ends the run, at the latest with the next batch.
         journal: its parts are taken over, and every finished batch is added; None starts anew and keeps nothing.
         threads: for reading, preprocessing and decoding; by default the cores this process may use.
 

@@ -29,7 +29,7 @@ IMPORTED = (
     *("numpy", "scipy.stats", "torch", "onnx", "cv2", "PIL.Image", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
     *("pydantic", "rich.console", "rich.table", "rich.progress", "rich._emoji_codes", "mmengine.config", "hotcoco"),
     *("filelock", "xml.etree.ElementTree", "netrc", "pytest", "_pytest.junitxml", "_pytest.unittest"),
-    *("hypothesis", "hypothesis.internal.observability", "execnet", "xdist.plugin", "pytest_benchmark.plugin"),
+    *("hypothesis", "execnet", "xdist.plugin", "pytest_benchmark.plugin"),
     *("harness.__main__", "harness.pipeline", "harness.detect.run", "harness.detect.decode.anchor"),
     *("harness.detect.decode.paa", "harness.conformance.metamorphic", "harness.conformance.rebuilds"),
     *("harness.judge.known", "harness.report.annotations", "harness.report.conformance", "harness.report.page.write"),

@@ -262,6 +262,31 @@ def test_a_batch_is_loaded_while_the_one_before_is_inferred(dataset: Dataset, mo
     assert len(run(dataset, Waiting(), SPEC, Counting(), BATCH).detections) == IMAGES
 
 
+def test_a_batch_is_kept_while_a_later_one_is_inferred(dataset: Dataset) -> None:
+    third = threading.Event()
+
+    class Signalling(Spy):
+        def infer(self, images: Images) -> Maps:
+            if len(self.shown) == 2:
+                third.set()
+            return super().infer(images)
+
+    def progress(*_: int) -> None:
+        assert third.wait(timeout=30), "the third batch is not inferred before the first is kept"
+
+    assert len(run(dataset, Signalling(), SPEC, Counting(), BATCH, progress).detections) == IMAGES
+
+
+@pytest.mark.parametrize("done", [BATCH, 2 * BATCH, IMAGES], ids=["first", "second", "last"])
+def test_a_batch_that_cannot_be_kept_ends_the_run(dataset: Dataset, done: int) -> None:
+    def progress(found: int, _images: int) -> None:
+        if found == done:
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run(dataset, Spy(), SPEC, Counting(), BATCH, progress)
+
+
 def test_two_sets_of_raw_maps_are_alive_at_most(dataset: Dataset) -> None:
     alive: list[weakref.ref[npt.NDArray[np.float32]]] = []
     most = 0
