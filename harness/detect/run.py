@@ -2,16 +2,18 @@
 
 Reading, preprocessing and decoding run on a pool of threads, image by image, while the session infers: batch k + 1 is
 made ready and batch k - 1 decoded during the inference of batch k, and a thread of its own keeps what is decoded, for
-which the session would wait else. Two input batches and two sets of raw maps are alive at most. What is finished can be
+which the session would wait else. Two sets of raw maps are alive at most, and two input batches, or up to
+1 + `MOST_AHEAD` small ones: then a batch that takes longer than others is not waited for. What is finished can be
 journalled, so that a killed run is taken up again.
 """
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +28,14 @@ from harness.errors import InvalidRun, NotFinite
 from harness.model.mmdet import InputSpec
 
 T = TypeVar("T")
-P = ParamSpec("P")
 Images = npt.NDArray[np.float32]
 Maps = dict[str, npt.NDArray[np.float32]]
 Progress = Callable[[int, int], None]
 Seconds = dict[str, float]
 
+AHEAD_BYTES = 32 * 2**20
+"""Beside the batch that is inferred, one is made ready, or as many as fit into this."""
+MOST_AHEAD = 3
 STAGES = ("preprocess", "infer", "decode", "wall")
 
 
@@ -115,7 +119,7 @@ def run(
         done += len(part.images)
         progress(done, len(dataset.images))
 
-    with _pool(threads or usable_cores()) as pool, _pool(1) as keeper:
+    with _Pool(threads or usable_cores()) as pool, _Pool(1) as keeper:
         kept: Future[None] = keeper.submit(lambda: None)
         before: _Decoding | None = None
 
@@ -127,13 +131,14 @@ def run(
                 kept = keeper.submit(keep, found)
 
         for ready in _batches(parts_of(dataset, batch)[len(finished) :], input_spec, batch, pool, seconds):
+            called = time.perf_counter()
             try:
-                maps, spent = _clocked(session.infer, ready.images)
+                maps = session.infer(ready.images)
             except BaseException:
                 finish(before)
                 kept.result()
                 raise
-            seconds["infer"] += spent
+            seconds["infer"] += time.perf_counter() - called
             decoding = _Decoding(maps, ready, decoder, pool)
             del maps
             finish(before)
@@ -144,47 +149,70 @@ def run(
     return Run(Detections.concatenate(finished), seconds, resumed)
 
 
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what it has not begun when the run ends early."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="detect")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Pool(ThreadPoolExecutor):
+    """Threads that drop what they have not begun when the run ends early."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, thread_name_prefix="detect")
+        self.threads = threads
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
 
 
-def _clocked(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
-    """What `work` gives, and the seconds it took."""
-    start = time.perf_counter()
-    return work(*args, **kwargs), time.perf_counter() - start
+class _Rows(Generic[T]):
+    """Work on the rows of one batch, begun at once: each thread of the pool takes the next row until none is left.
 
+    A task for every thread and not for every row: to hand over and to collect a batch of small images row by row takes
+    longer than some engines take for it.
+    """
 
-def _collected(tasks: Sequence["Future[tuple[T, float]]"], seconds: Seconds, stage: str) -> list[T]:
-    """The tasks' results in order, once all are done."""
-    done = [task.result() for task in tasks]
-    seconds[stage] += sum(spent for _, spent in done)
-    return [made for made, _ in done]
+    def __init__(self, pool: _Pool, work: Callable[[int], T], rows: int) -> None:
+        self._left = deque(range(rows))
+        self._made: dict[int, tuple[T, float]] = {}
+        self._last = [0] * min(pool.threads, rows)
+        self._tasks = [pool.submit(self._take, work, number) for number in range(len(self._last))]
+
+    def _take(self, work: Callable[[int], T], number: int) -> None:
+        while self._left:
+            try:
+                self._last[number] = row = self._left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            start = time.perf_counter()
+            made = work(row)
+            self._made[row] = made, time.perf_counter() - start
+
+    def results(self, seconds: Seconds, stage: str) -> list[T]:
+        """What the work gave for each row, once all is done; adds what it took. Raises what the first bad row did."""
+        failed = {row: error for row, task in zip(self._last, self._tasks, strict=True) if (error := task.exception())}
+        if failed:
+            raise failed[min(failed)]
+        ordered = [self._made[row] for row in range(len(self._made))]
+        seconds[stage] += sum(spent for _, spent in ordered)
+        return [made for made, _ in ordered]
 
 
 def _batches(
-    parts: Sequence[Sequence[ImageRecord]], spec: InputSpec, batch: int, pool: ThreadPoolExecutor, seconds: Seconds
+    parts: Sequence[Sequence[ImageRecord]], spec: InputSpec, batch: int, pool: _Pool, seconds: Seconds
 ) -> Iterator[Batch]:
-    """Batches in order; while the caller works on one, the pool fills the next in the other of two buffers."""
-    buffers = [np.empty((batch, 3, spec.height, spec.width), np.float32) for _ in range(2)]
+    """Batches in order; while the caller works on one, the pool fills the next in other buffers."""
+    shape = (batch, 3, spec.height, spec.width)
+    affordable = AHEAD_BYTES // (math.prod(shape) * np.dtype(np.float32).itemsize)
+    buffers = [np.empty(shape, np.float32) for _ in range(1 + min(max(1, affordable), MOST_AHEAD))]
 
-    def begin(number: int) -> "list[Future[tuple[Geometry, float]]]":
-        images, records = buffers[number % 2], parts[number]
+    def begin(number: int) -> _Rows[Geometry]:
+        images, records = buffers[number % len(buffers)], parts[number]
         images[len(records) :] = 0
-        rows = zip(images, records, strict=False)
-        return [pool.submit(_clocked, _load, row, record, spec) for row, record in rows]
+        return _Rows(pool, lambda row: _load(images[row], records[row], spec), len(records))
 
-    ahead = begin(0) if parts else []
+    ahead = deque(begin(number) for number in range(min(len(buffers) - 1, len(parts))))
     for number, records in enumerate(parts):
-        geometries = _collected(ahead, seconds, "preprocess")
-        if number + 1 < len(parts):
-            ahead = begin(number + 1)
-        yield Batch(records, buffers[number % 2], geometries)
+        geometries = ahead.popleft().results(seconds, "preprocess")
+        free = number + len(buffers) - 1
+        if free < len(parts):
+            ahead.append(begin(free))
+        yield Batch(records, buffers[number % len(buffers)], geometries)
 
 
 def _load(row: Images, record: ImageRecord, spec: InputSpec) -> Geometry:
@@ -204,23 +232,22 @@ def load_batch(records: Sequence[ImageRecord], spec: InputSpec, batch: int) -> B
 
 
 class _Decoding:
-    """One batch's raw maps on their way to boxes, image by image on the pool; lets go of the maps with the last."""
+    """One batch's raw maps on their way to boxes; lets go of the maps with the last image."""
 
-    def __init__(self, maps: Maps, batch: Batch, decoder: Decoder, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, maps: Maps, batch: Batch, decoder: Decoder, pool: _Pool) -> None:
         decoder.check(maps, len(batch.records))
-        self._maps, self._decoder = maps, decoder
-        self._records, self._geometries = batch.records, batch.geometries
-        self._tasks = [pool.submit(_clocked, self._decode, row) for row in range(len(batch.records))]
+        self._maps, self._decoder, self._batch = maps, decoder, batch
+        self._rows = _Rows(pool, self._decode, len(batch.records))
 
     def _decode(self, row: int) -> Boxes:
         try:
-            return self._decoder.decode_image(self._maps, row, self._geometries[row])
+            return self._decoder.decode_image(self._maps, row, self._batch.geometries[row])
         except NotFinite as error:
-            record = self._records[row]
+            record = self._batch.records[row]
             raise InvalidRun(f"{error.cause} for image {record.id} ({record.path.name})", error.remedy) from error
 
     def boxes(self, seconds: Seconds) -> list[tuple[int, Boxes]]:
         """Image id and boxes of each image, when all are decoded."""
-        boxes = _collected(self._tasks, seconds, "decode")
+        boxes = self._rows.results(seconds, "decode")
         self._maps = {}
-        return [(record.id, one) for record, one in zip(self._records, boxes, strict=True)]
+        return [(record.id, one) for record, one in zip(self._batch.records, boxes, strict=True)]

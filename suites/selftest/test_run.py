@@ -150,6 +150,12 @@ def test_nan_or_inf_is_invalid_and_names_output_and_image(dataset: Dataset, valu
         run(dataset, Spy(broken={image - 1: value}), SPEC, Counting(), BATCH)
 
 
+@pytest.mark.parametrize("images", [(1, 2), (4, 5), (7, 10)], ids=str)
+def test_of_several_bad_images_of_a_batch_the_first_is_named(dataset: Dataset, images: tuple[int, int]) -> None:
+    with pytest.raises(InvalidRun, match=f"for image {images[0]} "):
+        run(dataset, Spy(broken={image - 1: np.nan for image in images}), SPEC, Counting(), BATCH, threads=3)
+
+
 def test_nan_in_the_padding_means_nothing(dataset: Dataset) -> None:
     run(dataset, Spy(broken={IMAGES: np.nan}), SPEC, Counting(), BATCH)
 
@@ -260,6 +266,29 @@ def test_a_batch_is_loaded_while_the_one_before_is_inferred(dataset: Dataset, mo
 
     monkeypatch.setattr(runner, "read_image", read)
     assert len(run(dataset, Waiting(), SPEC, Counting(), BATCH).detections) == IMAGES
+
+
+@pytest.mark.parametrize(("ahead_bytes", "ahead"), [(0, 1), (2 * 4 * 3 * 64 * 64, 2), (2**30, runner.MOST_AHEAD)])
+def test_small_batches_are_loaded_further_ahead(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int, ahead: int
+) -> None:
+    loaded = threading.Semaphore(0)
+
+    def read(path: Path) -> npt.NDArray[np.uint8]:
+        loaded.release()
+        return read_image(path)
+
+    class Waiting(Spy):
+        def infer(self, images: Images) -> Maps:
+            if not self.shown:
+                for _ in range(1 + ahead):
+                    assert loaded.acquire(timeout=30), "not as many batches are loaded beside the first inference"
+                assert not loaded.acquire(timeout=0.05), "more batches are loaded than may be"
+            return super().infer(images)
+
+    monkeypatch.setattr(runner, "read_image", read)
+    monkeypatch.setattr(runner, "AHEAD_BYTES", ahead_bytes)
+    run(dataset, Waiting(), SPEC, Counting(), 1)
 
 
 def test_a_batch_is_kept_while_a_later_one_is_inferred(dataset: Dataset) -> None:
