@@ -229,6 +229,12 @@ def check_batch(
 
 
 def _hold(step: Step, reference: Outputs, outputs: Outputs) -> None:
+    for name, values in reference.items():
+        if not np.isfinite(values).all():
+            raise GraphError(
+                f"NaN or Inf in output '{name}' already before step '{step}': wanted finite values to compare with",
+                "look at the weights, or at the ONNX given by --onnx: the step only shows it",
+            )
     shift = first_shift(reference, outputs, TOLERANCES[step].relative)
     if shift is not None:
         raise GraphError(

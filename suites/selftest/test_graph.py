@@ -261,6 +261,14 @@ def test_a_step_that_breaks_the_outputs_is_caught(
     assert wanted in caught.value.cause
 
 
+def test_a_graph_that_was_broken_before_is_not_the_steps_fault(images: Array) -> None:
+    before = two_convolutions()
+    not_finite(before)
+    with pytest.raises(GraphError, match="NaN or Inf in output 'box_2' already before step 'simplify'") as caught:
+        checked("simplify", before, two_convolutions(), images, run_graph)
+    assert caught.value.remedy.startswith("look at the weights, or at the ONNX")
+
+
 def test_weights_beyond_half_precision_are_caught(images: Array) -> None:
     large = two_convolutions(weight_scale=1e5)
     with pytest.raises(GraphError, match="step 'fp16' changed output"):

@@ -68,7 +68,7 @@ def precision_recall(now: Curves, before: Curves | None, name: str) -> Chart:
                 axes.plot(before.recall_thresholds, old, color=INK["before"], linestyle=dash, linewidth=1.3)
             axes.plot(now.recall_thresholds, new, color=INK["now"], linestyle=dash, linewidth=1.8, label=label)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(IOUS))
 
     means = ", ".join(f"at {label} {sum(new) / max(len(new), 1):.3f}" for label, new, _ in lines)
     old = ", ".join(f"at {label} {sum(old) / len(old):.3f}" for label, _, old in lines if old)
