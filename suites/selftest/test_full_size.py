@@ -1,6 +1,7 @@
 """Full-size PISA and PAA on real photographs: red without a baseline, green with it, detections equal to mmdet's.
 
-COCO's own photographs are used where DATASETS_DIR names a folder of them; else the embedded images stand in.
+COCO's own photographs are used where DATASETS_DIR names a folder of them; else the embedded images stand in. Weights
+are seeded, and what they find is the ground truth.
 """
 
 import dataclasses
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from harness.detect.dataset import COCO_CLASSES
-from harness.detect.decode import Boxes
+from harness.detect.decode import Boxes, make_decoder
+from harness.detect.preprocess import preprocess_batch
 from harness.detect.run import load_batch
 from harness.model.export import run_module
-from harness.model.mmdet import load_module
+from harness.model.mmdet import describe_head, describe_input, load_config, load_module
 from harness.model.parity import deviations
+from harness.model.registry import load_models
 from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
 from harness.tolerances import EXPLAINED
 from suites.selftest.matching import unmatched
@@ -28,6 +31,7 @@ from suites.selftest.seeded import seeded_baselines
 pytestmark = [pytest.mark.selftest, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
+LABELLED = 4
 SCORE_BOUND = 1e-5
 PIXEL_BOUND = 1e-2
 
@@ -87,6 +91,33 @@ def embedded_as_coco(directory: Path, count: int = 4) -> Path:
     return directory
 
 
+def labelled_by_itself(model: str, checkpoint: Path, source: Path, directory: Path) -> Path:
+    """The photographs of `source` with the best boxes that the model itself finds on the first of them as annotations.
+
+    By COCO's own annotations the AP of seeded weights is 0.000, which is no baseline.
+    """
+    spec = load_models()[model]
+    config = load_config(spec)
+    head, size = describe_head(spec, config), describe_input(spec, config)
+    content = json.loads((source / "annotations" / "instances_val2017.json").read_text(encoding="utf-8"))
+    labelled = content["images"][:LABELLED]
+    files = [source / "images" / "val2017" / image["file_name"] for image in labelled]
+    images, geometries = preprocess_batch(files, size)
+    maps = run_module(load_module(spec, config, checkpoint), head, images)
+    ids = sorted(category["id"] for category in content["categories"])
+    content["annotations"] = []
+    for image, boxes in zip(labelled, make_decoder(head, size).decode(maps, geometries), strict=True):
+        for label, (x1, y1, x2, y2) in zip(boxes.labels.tolist(), boxes.boxes.tolist(), strict=True):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            one = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": ids[label]}
+            content["annotations"].append({**one, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    (directory / "annotations").mkdir(parents=True)
+    (directory / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+    (directory / "images").mkdir()
+    (directory / "images" / "val2017").symlink_to((source / "images" / "val2017").resolve())
+    return directory
+
+
 @pytest.fixture(scope="module", params=["pisa", "paa"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
     directory = tmp_path_factory.mktemp(request.param)
@@ -94,6 +125,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = Path(given).resolve() if given else embedded_as_coco(directory / "coco")
     photographs = sorted((data / "images" / "val2017").glob("*.jpg"))[:4]
     checkpoints, baselines = seeded_baselines(request.param, photographs, directory)
+    data = labelled_by_itself(request.param, next(checkpoints.glob("*.pth")), data, directory / "labelled")
     return Place(request.param, directory, checkpoints, baselines, data)
 
 
