@@ -1,10 +1,11 @@
 """Options, report header and summary of detgate; the fixtures and hooks are in `fixtures/`."""
 
+from pathlib import Path
+
 import pytest
 
-from fixtures.early import register
-from fixtures.gate import gate_of
-from fixtures.peers import LINES
+from fixtures.early import CHECKOUT, register
+from fixtures.gate import LINES, gate_of
 from harness import __version__
 from harness.environment import collect
 
@@ -12,6 +13,12 @@ pytest_plugins = ["fixtures.plugin", "fixtures.cells", "fixtures.known", "fixtur
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    here = Path(__file__).resolve().parent
+    if here != CHECKOUT:
+        raise pytest.UsageError(
+            f"usage: this environment holds the code of {CHECKOUT}: wanted that of {here}, where the tests are\n"
+            "  mend it: make setup && source .venv/bin/activate here, or `python -m pytest` for `pytest`"
+        )
     register(parser, pluginmanager)
 
 

@@ -5,6 +5,8 @@ import os
 import pickle
 import shlex
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +21,7 @@ from harness.errors import CheckpointError
 from harness.model.checkpoint import load_state_dict
 from harness.model.registry import SHIPPED_BASELINES, load_models
 from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
-from suites.selftest.conftest import Command, Outcome
+from suites.selftest.conftest import CHECKOUT, Command, Outcome
 
 if TYPE_CHECKING:
     import onnx
@@ -702,3 +704,12 @@ def test_a_proposal_is_not_accepted_with(harness_command: Command, tmp_path: Pat
     words = ("--reason", reason, "--results", tmp_path / "results.json", "--baselines", baselines)
     assert refused(harness_command("baseline", "accept", "cell", *words), cause, remedy)
     assert not (baselines / "recorded").exists()
+
+
+def test_tests_of_one_checkout_are_not_run_with_the_code_of_another(tmp_path: Path) -> None:
+    """As with an environment that was made in one and is active in the other."""
+    for name in ("conftest.py", "pytest.ini"):
+        shutil.copy(CHECKOUT / name, tmp_path)
+    script = Path(sysconfig.get_path("scripts")) / "pytest"
+    outcome = subprocess.run([script, *WORKS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused(outcome, f"the code of {CHECKOUT}: wanted that of {tmp_path}", "make setup")

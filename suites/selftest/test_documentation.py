@@ -225,10 +225,10 @@ def run(place: Path, text: str) -> tuple[int, str, float]:
     """Exit code, what was printed, and seconds."""
     foreign = ("DATASETS_DIR", "CHECKPOINTS_DIR", "GITHUB_", "PYTEST_", "COVERAGE_")
     own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    path = f"{place / '.venv' / 'bin'}{os.pathsep}{own['PATH']}"
+    own |= {"PATH": f"{place / '.venv' / 'bin'}{os.pathsep}{own['PATH']}", "PYTHONPATH": str(place)}
     start = time.monotonic()
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run(["bash", "-c", text], cwd=place, env=own | {"PATH": path}, text=True, check=False, **streams)
+    done = subprocess.run(["bash", "-c", text], cwd=place, env=own, text=True, check=False, **streams)
     return done.returncode, done.stdout, time.monotonic() - start
 
 
