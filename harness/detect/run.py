@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 Seconds = dict[str, float]
 
 AHEAD_BYTES = 32 * 2**20
-"""Beside the batch that is inferred, one is made ready, or as many as fit into this."""
+"""Beside the batch that is inferred, one is made ready, or as many as fit into this, up to `MOST_AHEAD`."""
 MOST_AHEAD = 3
 STAGES = ("preprocess", "infer", "decode", "wall")
 
@@ -123,27 +123,28 @@ def run(
         kept: Future[None] = keeper.submit(lambda: None)
         before: _Decoding | None = None
 
-        def finish(decoding: "_Decoding | None") -> None:
-            nonlocal kept
+        def finish() -> None:
+            nonlocal kept, before
+            decoding, before = before, None
             if decoding is not None:
                 found = decoding.boxes(seconds)
                 kept.result()
                 kept = keeper.submit(keep, found)
 
-        for ready in _batches(parts_of(dataset, batch)[len(finished) :], input_spec, batch, pool, seconds):
-            called = time.perf_counter()
-            try:
+        try:
+            for ready in _batches(parts_of(dataset, batch)[len(finished) :], input_spec, batch, pool, seconds):
+                called = time.perf_counter()
                 maps = session.infer(ready.images)
-            except BaseException:
-                finish(before)
-                kept.result()
-                raise
-            seconds["infer"] += time.perf_counter() - called
-            decoding = _Decoding(maps, ready, decoder, pool)
-            del maps
-            finish(before)
-            before = decoding
-        finish(before)
+                seconds["infer"] += time.perf_counter() - called
+                decoding = _Decoding(maps, ready, decoder, pool)
+                del maps
+                finish()
+                before = decoding
+        except Exception:
+            finish()
+            kept.result()
+            raise
+        finish()
         kept.result()
     seconds["wall"] = time.perf_counter() - start
     return Run(Detections.concatenate(finished), seconds, resumed)
@@ -155,8 +156,10 @@ class _Pool(ThreadPoolExecutor):
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="detect")
         self.threads = threads
+        self.ended = False
 
     def __exit__(self, *_: object) -> None:
+        self.ended = True
         self.shutdown(cancel_futures=True)
 
 
@@ -168,24 +171,29 @@ class _Rows(Generic[T]):
     """
 
     def __init__(self, pool: _Pool, work: Callable[[int], T], rows: int) -> None:
-        self._left = deque(range(rows))
+        self._pool, self._left = pool, deque(range(rows))
         self._made: dict[int, tuple[T, float]] = {}
         self._last = [0] * min(pool.threads, rows)
         self._tasks = [pool.submit(self._take, work, number) for number in range(len(self._last))]
 
     def _take(self, work: Callable[[int], T], number: int) -> None:
-        while self._left:
+        while self._left and not self._pool.ended:
             try:
                 self._last[number] = row = self._left.popleft()
             except IndexError:  # another thread was faster
                 return
             start = time.perf_counter()
-            made = work(row)
+            try:
+                made = work(row)
+            except BaseException:
+                self._left.clear()  # nobody will ask for them
+                raise
             self._made[row] = made, time.perf_counter() - start
 
     def results(self, seconds: Seconds, stage: str) -> list[T]:
         """What the work gave for each row, once all is done; adds what it took. Raises what the first bad row did."""
-        failed = {row: error for row, task in zip(self._last, self._tasks, strict=True) if (error := task.exception())}
+        errors = [task.exception() for task in self._tasks]  # waits: only then the last rows are the last
+        failed = {row: error for row, error in zip(self._last, errors, strict=True) if error}
         if failed:
             raise failed[min(failed)]
         ordered = [self._made[row] for row in range(len(self._made))]

@@ -1,6 +1,7 @@
 """A run shows every image once to the session, in order, padded to the batch, and refuses what means nothing."""
 
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -150,10 +151,47 @@ def test_nan_or_inf_is_invalid_and_names_output_and_image(dataset: Dataset, valu
         run(dataset, Spy(broken={image - 1: value}), SPEC, Counting(), BATCH)
 
 
-@pytest.mark.parametrize("images", [(1, 2), (4, 5), (7, 10)], ids=str)
-def test_of_several_bad_images_of_a_batch_the_first_is_named(dataset: Dataset, images: tuple[int, int]) -> None:
-    with pytest.raises(InvalidRun, match=f"for image {images[0]} "):
-        run(dataset, Spy(broken={image - 1: np.nan for image in images}), SPEC, Counting(), BATCH, threads=3)
+def test_of_several_bad_images_the_first_is_named_whoever_finds_another_before(dataset: Dataset) -> None:
+    """Two threads: one decodes image 1 until the other has taken the bad image 2, which waits for the bad image 3."""
+    taken = {number: threading.Event() for number in (2, 3)}
+
+    class Waiting(Counting):
+        def decode_image(self, outputs: Maps, row: int, geometry: Geometry) -> Boxes:
+            if row + 1 in taken:
+                taken[row + 1].set()
+            if row < 2:
+                assert taken[row + 2].wait(timeout=30), "one thread does the work of two"
+            return super().decode_image(outputs, row, geometry)
+
+    with pytest.raises(InvalidRun, match="for image 2 "):
+        run(dataset, Spy(broken={1: np.nan, 2: np.nan}), SPEC, Waiting(), BATCH, threads=2)
+
+
+@pytest.mark.parametrize("end", [DatasetError, KeyboardInterrupt])
+def test_a_run_that_ends_does_not_read_the_rest_of_its_batch(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    many = replace(dataset, images=dataset.images * 2)
+    read: list[Path] = []
+
+    def slowly(path: Path) -> npt.NDArray[np.uint8]:
+        read.append(path)
+        if end is DatasetError and len(read) == IMAGES + 1:
+            raise DatasetError("cannot read image", "fetch it again")
+        if len(read) > IMAGES:
+            time.sleep(0.05)
+        return read_image(path)
+
+    class Interrupted(Spy):
+        def infer(self, images: Images) -> Maps:
+            if end is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            return super().infer(images)
+
+    monkeypatch.setattr(runner, "read_image", slowly)
+    with pytest.raises(end):
+        run(many, Interrupted(), SPEC, Counting(), IMAGES, threads=2)
+    assert len(read) < 2 * IMAGES
 
 
 def test_nan_in_the_padding_means_nothing(dataset: Dataset) -> None:
@@ -224,6 +262,26 @@ def test_a_run_that_ended_early_goes_on_where_it_was(dataset: Dataset, tmp_path:
     assert again.detections.identical(whole)
     assert (again.resumed, len(session.shown)) == (done, IMAGES - done)
     assert told[0] == (max(done, 1), IMAGES)
+
+
+def test_what_was_inferred_before_a_bad_image_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    images = list(dataset.images)
+    images[8] = replace(images[8], path=Path("gone.png"))
+    journal = journal_of(dataset, tmp_path / "journal", 1)
+    with pytest.raises(DatasetError, match=r"gone\.png"):
+        run(replace(dataset, images=tuple(images)), Spy(), SPEC, Counting(), 1, journal=journal)
+    assert len(journal_of(dataset, tmp_path / "journal", 1).parts) == 8
+
+
+def test_an_interrupt_stays_one_whatever_is_wrong_beside_it(dataset: Dataset) -> None:
+    class Interrupted(Spy):
+        def infer(self, images: Images) -> Maps:
+            if self.shown:
+                raise KeyboardInterrupt
+            return super().infer(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, Interrupted(broken={0: np.nan}), SPEC, Counting(), 1)
 
 
 def test_a_finished_journal_needs_no_inference(dataset: Dataset, tmp_path: Path) -> None:
