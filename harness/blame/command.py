@@ -45,7 +45,7 @@ def blame(request: Request, settings: Settings, tell: Tell) -> tuple[str, bool]:
 
 
 def _cell(name: str, settings: Settings) -> Cell:
-    model, precision, engine = cell_names(name, settings.baselines)
+    model, precision, engine = cell_names(name, settings.baselines, "cell, nor a folder that blame wrote")
     return Cell(model, precision, engine)  # type: ignore[arg-type]
 
 

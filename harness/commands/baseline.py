@@ -103,7 +103,7 @@ def _accept_accuracy(options: argparse.Namespace, cell: str) -> str:
             )
     raise BaselineError(
         f"no proposal for cell '{cell}' in {directory}",
-        "run `pytest -m accuracy` for that cell first; it proposes figures where no baseline is accepted",
+        "run `pytest -m accuracy` for that cell first, with the same --results: its figures are proposed there",
     )
 
 

@@ -20,6 +20,7 @@ from harness.commands.shared import (
     cache_dir_of,
     checkpoints_of,
     data_dir_of,
+    positive,
     tell,
     whole_number,
 )
@@ -58,7 +59,11 @@ def _add_speed(compare: Parser) -> None:
     for side in ("old", "new"):
         add_engine_option(speed, f"--{side}-option", f"set an engine's option on the {side} side; repeatable")
     speed.add_argument(
-        "--seconds", type=float, default=PAIR_S, metavar="S", help=f"turns of a pair, seconds (default {PAIR_S:g})"
+        "--seconds",
+        type=positive,
+        default=PAIR_S,
+        metavar="S",
+        help=f"how long the turns of one pair last, in seconds (default {PAIR_S:g})",
     )
     speed.add_argument("--record", type=as_path, metavar="FILE", help="keep every pair here (JSON)")
     add_batch_size(speed)

@@ -13,6 +13,9 @@ from harness.commands.shared import (
     add_format,
     add_places,
     cache_dir_of,
+    checkpoints_of,
+    data_dir_of,
+    not_negative,
     show,
 )
 from harness.errors import BaselineError
@@ -31,6 +34,7 @@ def add_doctor(commands: Commands) -> None:
         finding="a package that all stand on, or every engine, is missing",
     )
     add_format(doctor)
+    add_places(doctor, "checkpoints", "data-dir")
 
 
 def add_list(commands: Commands) -> None:
@@ -56,8 +60,9 @@ def add_schema(commands: Commands) -> None:
             "schema",
             _schema,
             "write the JSON schemas of results and of the files in baselines/ again",
-            "Write the JSON schemas of results and of the files in baselines/ again, into --baselines.",
-        )
+            "Write the JSON schemas of results and of the files in baselines/ again.",
+        ),
+        "folder to write them into (default: the shipped baselines/)",
     )
 
 
@@ -72,7 +77,11 @@ def add_cache(commands: Commands) -> None:
     )
     cache.add_argument("action", choices=("list", "clear"), help="show entries and their sizes, or remove them")
     cache.add_argument(
-        "--unused-for", type=float, default=0.0, metavar="DAYS", help="clear only what was not used for so long"
+        "--unused-for",
+        type=not_negative,
+        default=0.0,
+        metavar="DAYS",
+        help="clear: only entries that were not used for so long (default 0: all)",
     )
     add_format(cache)
     add_places(cache, "cache-dir")
@@ -81,7 +90,7 @@ def add_cache(commands: Commands) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     from harness.report import doctor
 
-    findings, healthy = doctor.examine()
+    findings, healthy = doctor.examine(checkpoints_of(options), data_dir_of(options))
     print(doctor.render(findings, healthy, options.format, SCREEN_COLUMNS))
     return EXIT_OK if healthy else EXIT_FOUND
 

@@ -1,6 +1,7 @@
 """Takes argparse's parsers; gives them what all commands have in common: options, output formats, exit codes."""
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -58,21 +59,23 @@ def add_format(parser: Parser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default table)")
 
 
-def add_baselines(parser: "Parser | argparse._ArgumentGroup") -> None:
+def add_baselines(
+    parser: "Parser | argparse._ArgumentGroup", text: str = "models/ and recorded/ to use in place of the shipped ones"
+) -> None:
     """`--baselines DIR`."""
     parser.add_argument(
         "--baselines",
         type=as_path,
         default=SHIPPED_BASELINES,
         metavar="DIR",
-        help="models/ and recorded/ to use in place of the shipped ones",
+        help=text,
     )
 
 
 def add_results(parser: Parser) -> None:
     """`--results FILE`."""
     parser.add_argument(
-        "--results", type=as_path, default=RESULTS, metavar="FILE", help=f"of the run (default {RESULTS})"
+        "--results", type=as_path, default=RESULTS, metavar="FILE", help=f"results file of the run (default {RESULTS})"
     )
 
 
@@ -80,7 +83,7 @@ def add_places(parser: "Parser | argparse._ArgumentGroup", *names: str) -> None:
     """`--checkpoints`, `--data-dir`, `--cache-dir`: those that are named."""
     texts = {
         "checkpoints": "published checkpoints (env CHECKPOINTS_DIR, default ./checkpoints)",
-        "data-dir": "COCO folder with annotations/ and images/ (env DATASETS_DIR, default ./coco)",
+        "data-dir": "COCO folder with annotations/ and images/val2017/ (env DATASETS_DIR, default ./coco)",
         "cache-dir": "graphs and engines (env DETGATE_CACHE, default ~/.cache/detgate)",
     }
     for name in names:
@@ -90,7 +93,10 @@ def add_places(parser: "Parser | argparse._ArgumentGroup", *names: str) -> None:
 def add_batch_size(parser: "Parser | argparse._ArgumentGroup") -> None:
     """`--batch-size N`."""
     parser.add_argument(
-        "--batch-size", type=whole_number, metavar="N", help="images per engine call (default: the model file's)"
+        "--batch-size",
+        type=whole_number,
+        metavar="N",
+        help="images per engine call (default: the model file's for this device)",
     )
 
 
@@ -112,6 +118,26 @@ def whole_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"wanted a whole number, found '{text}'")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    return _number(text, "above 0", lambda number: number > 0)
+
+
+def not_negative(text: str) -> float:
+    """A number of at least 0."""
+    return _number(text, "of at least 0", lambda number: number >= 0)
+
+
+def _number(text: str, wanted: str, holds: Callable[[float], bool]) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and holds(number)):
+        raise argparse.ArgumentTypeError(f"wanted a number {wanted}, found '{text}'")
+    return number
 
 
 def checkpoints_of(options: argparse.Namespace) -> Path:

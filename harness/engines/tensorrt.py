@@ -507,7 +507,7 @@ class _TensorRtSession(Session):
         if dtype not in known or min(shape, default=0) < 1:
             raise EngineError(
                 f"{self._file}: '{name}' is {dtype} {shape}: wanted fp32 or fp16 of a fixed shape",
-                "build it from a graph for exactly one batch, with inputs and outputs in fp32",
+                "build it from a graph for exactly one batch, with inputs and outputs in fp32 or fp16",
             )
         return _Buffer(self._cuda.driver, shape, known[dtype])
 

@@ -225,7 +225,7 @@ def load_proposal(path: Path) -> Proposal:
     if not path.exists():
         raise BaselineError(
             f"no proposal {path}: the last run proposed nothing for this model",
-            "run `pytest -m accuracy --model MODEL` first; it writes the proposal where a baseline is missing",
+            "run `pytest -m accuracy --model MODEL` first; it proposes what it finds",
         )
     try:
         return Proposal.model_validate(read_json(path))

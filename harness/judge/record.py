@@ -137,7 +137,10 @@ def folders(run: Path) -> dict[str, Path]:
         RecordError: nothing is there, no record is there, two are of one cell, or it is a record of speed.
     """
     if not run.exists():
-        raise RecordError(f"no run {run}", "give a record folder, or a results file with record/ beside it")
+        raise RecordError(
+            f"no run at {run}: wanted a results file with record/ beside it, a folder of records, or one record",
+            "make one: `pytest -m accuracy --results FILE`",
+        )
     if of_speed(run):
         raise RecordError(
             f"{run} is a record of speed; wanted one of an accuracy run",

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import platform
 import tempfile
 import textwrap
@@ -57,12 +56,6 @@ class Finding:
         return [line, f"{'':<{INDENT}}mend it: {self.remedy}"] if self.below else [f"{line}. mend it: {self.remedy}"]
 
 
-def report() -> tuple[list[str], bool]:
-    """The lines, and whether at least one engine and every package it stands on are here."""
-    findings, healthy = examine()
-    return [line for finding in findings for line in finding.lines], healthy
-
-
 def render(findings: Sequence[Finding], healthy: bool, form: Format, width: int) -> str:
     """What was found, one screen of lines for a terminal, as JSON or in Markdown."""
     if form == "json":
@@ -76,8 +69,12 @@ def render(findings: Sequence[Finding], healthy: bool, form: Format, width: int)
     return "\n".join(map(filler.fill, lines))
 
 
-def examine() -> tuple[list[Finding], bool]:
-    """What is here and what is not, and whether at least one engine and every package it stands on are."""
+def examine(checkpoints: Path, data: Path) -> tuple[list[Finding], bool]:
+    """What is here and what is not, and whether at least one engine and every package it stands on are.
+
+    Args:
+        checkpoints, data: where weights and COCO are looked for.
+    """
     environment = collect()
     device = environment.device.get("gpu") or environment.device["cpu"]
     findings = [
@@ -89,7 +86,7 @@ def examine() -> tuple[list[Finding], bool]:
     ]
     engines = [_engine(name) for name in ENGINES]
     healthy = not absent and any(not engine.remedy for engine in engines)
-    return [*findings, *absent, *engines, *_places()], healthy
+    return [*findings, *absent, *engines, *_places(checkpoints, data)], healthy
 
 
 def _engine(name: str) -> Finding:
@@ -107,14 +104,12 @@ def _engine(name: str) -> Finding:
     return Finding("engine", f"{name} {engine.version()}, {precisions}")
 
 
-def _places() -> list[Finding]:
+def _places(checkpoints: Path, data: Path) -> list[Finding]:
     """Cache, checkpoints and COCO: where they are looked for, whether they are there, and what fetches them."""
     directory = cache.default_directory()
     writable = "" if _writable(directory) else ": NOT writable, set DETGATE_CACHE"
-    checkpoints = Path(os.environ.get("CHECKPOINTS_DIR") or "checkpoints")
     there = "" if checkpoints.is_dir() else ": not there (--checkpoints DIR)"
     folders = [checkpoints, directory / "checkpoints"]
-    data = Path(os.environ.get("DATASETS_DIR") or "coco")
     coco = Finding("COCO", str(data))
     if not data.is_dir():
         coco = Finding("COCO", f"{data}: not there (--data-dir DIR)", fetch_command(data))

@@ -42,7 +42,7 @@ def asked(side: str, cell: str | None, options: list[str], places: Places) -> As
         cell = side
     if cell is None:
         raise UsageError(f"'{side}' does not say which cell it runs", "name it: --cell MODEL-PRECISION-ENGINE")
-    names = cell_names(cell, places.baselines)
+    names = cell_names(cell, places.baselines, "cell, engine file or virtual environment")
     return Asked(
         label=side,
         cell=names,
@@ -74,16 +74,22 @@ def _options_of(engine: str, options: list[str]) -> Mapping[str, str]:
     return parsed.get(engine, {})
 
 
-def cell_names(cell: str, baselines: Path) -> tuple[str, str, str]:
-    """Model, precision and engine of a cell id.
+def cell_names(cell: str, baselines: Path, wanted: str) -> tuple[str, str, str]:
+    """Model, precision and engine of a cell id. `wanted`: all that may stand in its place, for the message.
 
     Raises:
         UsageError: not a known one.
     """
     model, precision, engine = [*cell.rsplit("-", 2), "", ""][:3]
-    if model not in load_models(baselines) or precision not in PRECISIONS or engine not in ENGINES:
-        raise UsageError(
-            f"'{cell}' is no cell, engine file or virtual environment",
-            "cells are called MODEL-PRECISION-ENGINE, e.g. pisa-mini-fp32-onnxruntime: see `python -m harness list`",
-        )
+    parts = {
+        "model": (model, load_models(baselines)),
+        "precision": (precision, PRECISIONS),
+        "engine": (engine, ENGINES),
+    }
+    for part, (name, known) in parts.items():
+        if name not in known:
+            raise UsageError(
+                f"'{cell}' is no {wanted}: there is no {part} '{name}', only {', '.join(known)}",
+                "cells are called MODEL-PRECISION-ENGINE: `pytest -m accuracy --collect-only -q` lists them",
+            )
     return model, precision, engine

@@ -201,7 +201,14 @@ HARNESS_COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "pytest.ini is not valid JSON",
         "rm pytest.ini",
     ),
-    "age that is no number": (("cache", "clear", "--unused-for", "long"), "invalid float value: 'long'", "--help"),
+    "age that is no number": (
+        ("cache", "clear", "--unused-for", "long"),
+        "wanted a number of at least 0, found 'long'",
+        "--help",
+    ),
+    "age below nothing": (("cache", "clear", "--unused-for", "-1"), "of at least 0, found '-1'", "--help"),
+    "turns of no time": (("compare", "--speed", "a", "b", "--seconds", "0"), "above 0, found '0'", "--help"),
+    "turns without end": (("compare", "--speed", "a", "b", "--seconds", "inf"), "above 0, found 'inf'", "--help"),
     "schemas into no directory": (("schema", "--baselines", "nowhere"), "cannot write nowhere", "--baselines DIR"),
 }
 

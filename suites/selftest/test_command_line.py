@@ -12,6 +12,7 @@ import pytest
 from harness.__main__ import main, make_parser
 from harness.cache import Cache
 from harness.commands import reference
+from harness.commands.shared import checkpoints_of, data_dir_of
 from harness.detect.dataset import fetch_command
 from harness.engines.table import ENGINES
 from harness.environment import collect
@@ -135,11 +136,18 @@ def test_doctor_is_content_with_this_machine(capsys: pytest.CaptureFixture[str])
     assert f"fingerprint {collect().fingerprint}" in said(capsys, "doctor")
 
 
+def examined(*words: str) -> tuple[list[str], bool]:
+    """What `doctor WORDS` says, line by line however long, and whether this machine is healthy."""
+    options = make_parser().parse_args(["doctor", *words])
+    findings, healthy = doctor.examine(checkpoints_of(options), data_dir_of(options))
+    return [line for finding in findings for line in finding.lines], healthy
+
+
 @pytest.mark.parametrize(
     "start", ["device ", "python ", *(f"engine       {name} " for name in ENGINES), "cache ", "COCO "]
 )
 def test_doctor_has_one_line_on(start: str) -> None:
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert sum(line.startswith(start) for line in lines) == 1
 
 
@@ -154,26 +162,27 @@ def test_doctor_as_json_says_what_mends_what_is_missing(
 
 
 def test_doctor_in_markdown_has_a_row_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(said(capsys, "doctor", "--format", "markdown").splitlines()) == 2 + len(doctor.examine()[0])
+    found = json.loads(said(capsys, "doctor", "--format", "json"))["findings"]
+    assert len(said(capsys, "doctor", "--format", "markdown").splitlines()) == 2 + len(found)
 
 
 def test_doctor_names_what_mends_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.PACKAGES, "no_such_package", "make setup")
-    lines, healthy = doctor.report()
+    lines, healthy = examined()
     assert "missing      no_such_package. mend it: make setup" in lines
     assert not healthy
 
 
 def test_doctor_names_what_mends_a_missing_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.engines.torch.Torch.available", lambda _: "torch is not installed")
-    lines, _ = doctor.report()
+    lines, _ = examined()
     after = lines[lines.index("engine       torch missing: torch is not installed") + 1]
     assert after == f"{'':<13}mend it: pip install -e ."
 
 
 def test_one_missing_engine_is_no_illness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.engines.torch.Torch.available", lambda _: "torch is not installed")
-    assert doctor.report()[1]
+    assert examined()[1]
 
 
 def test_without_any_engine_doctor_exits_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +193,7 @@ def test_without_any_engine_doctor_exits_with_1(monkeypatch: pytest.MonkeyPatch)
 def test_doctor_sees_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DETGATE_CACHE", str(tmp_path / "file" / "cache"))
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert f"cache        {tmp_path}/file/cache: NOT writable, set DETGATE_CACHE" in lines
 
 
@@ -217,7 +226,7 @@ def test_doctor_names_what_keeps_an_installed_engine_from_being_imported(broken_
 
 def test_doctor_names_the_command_that_fetches_coco(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DATASETS_DIR", str(tmp_path / "absent"))
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert lines[-1].endswith(f"mend it: {fetch_command(tmp_path / 'absent')}")
 
 
@@ -227,7 +236,7 @@ def test_doctor_names_the_command_that_fetches_a_checkpoint(
 ) -> None:
     monkeypatch.setenv("CHECKPOINTS_DIR", str(tmp_path))
     monkeypatch.setenv("DETGATE_CACHE", str(tmp_path / "cache"))
-    lines, _ = doctor.report()
+    lines, _ = examined()
     fetch = f"python -m harness fetch {model} --checkpoints {tmp_path}"
     assert f"{'':<13}{model} not there. mend it: {fetch}" in lines
 
@@ -236,13 +245,13 @@ def test_doctor_names_what_replaces_a_damaged_checkpoint(monkeypatch: pytest.Mon
     path = tmp_path / load_models()["pisa"].checkpoint.file
     path.write_bytes(b"half")
     monkeypatch.setenv("CHECKPOINTS_DIR", str(tmp_path))
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert [line for line in lines if "truncated, or another file. mend it: rm " in line]
 
 
 @pytest.mark.parametrize("model", ["pisa-mini", "paa-mini"])
 def test_doctor_finds_the_embedded_checkpoints(model: str) -> None:
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert [line for line in lines if line.startswith(f"{'':<13}{model} ") and line.endswith(".pth")]
 
 
@@ -250,12 +259,14 @@ def test_doctor_finds_the_embedded_checkpoints(model: str) -> None:
     ("variable", "start", "option"),
     [("CHECKPOINTS_DIR", "checkpoints", "--checkpoints"), ("DATASETS_DIR", "COCO", "--data-dir")],
 )
-def test_doctor_looks_where_the_environment_says(
+def test_doctor_looks_where_the_environment_says_and_rather_where_it_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, start: str, option: str
 ) -> None:
     monkeypatch.setenv(variable, str(tmp_path / "absent"))
-    lines, _ = doctor.report()
+    lines, _ = examined()
     assert [line for line in lines if line.startswith(f"{start:<12} {tmp_path}/absent: not there ({option} DIR)")]
+    lines, _ = examined(option, str(tmp_path))
+    assert [line for line in lines if line.startswith(f"{start:<12} {tmp_path}") and "not there (" not in line]
 
 
 # --- schema

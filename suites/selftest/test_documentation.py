@@ -48,9 +48,11 @@ CHANGED: dict[str, tuple[str, str]] = {
         for command, why in {
             "pytest -m accuracy --model pisa --engine onnxruntime --precision fp32 --data-dir /data/coco "
             "--checkpoints /data/ckpt": "needs COCO",
-            "pytest -m accuracy --require 'pisa-*'": MINUTES,
+            "pytest -m accuracy --model pisa --require 'pisa-*-onnxruntime'": MINUTES,
             "pytest -m performance --model pisa --precision fp16 --engine tensorrt --history speed.jsonl": HARDWARE,
             "pytest -m accuracy --baselines my/baselines --model my-retinanet": OWN,
+            "pytest -m accuracy --baselines my/baselines --model my-retinanet --precision fp32 "
+            "--engine onnxruntime": OWN,
             "pytest -m accuracy --baselines my/baselines --model my-retinanet --onnx my.onnx": "needs an ONNX",
             "pytest -m accuracy --baselines my/baselines --model my-retinanet --precision fp16 --engine openvino "
             "--engine-file my.blob": "needs an engine file",
@@ -64,6 +66,8 @@ CHANGED: dict[str, tuple[str, str]] = {
     "python -m harness fetch coco2017-train": ("python -m harness fetch coco2017-train --dry-run", NETWORK),
 }
 LEFT: dict[str, str] = {
+    "python -m harness baseline accept my-retinanet-fp32-onnxruntime --baselines my/baselines "
+    '--reason "boxes looked at"': OWN,
     "python -m harness fetch pisa paa coco2017-val": NETWORK,
     "python -m harness baseline accept pisa-fp16-tensorrt --speed --history speed.jsonl --reason "
     '"locked clocks"': HARDWARE,

@@ -193,8 +193,8 @@ def test_a_virtual_environment_is_run_by_its_own_python(places: Places, tmp_path
     ("side", "of", "options", "cause"),
     [
         ("nothing", None, [], "'nothing' is no cell, engine file or virtual environment"),
-        ("pisa-mini-fp64-onnxruntime", None, [], "is no cell"),
-        ("pisa-mini-fp32-nobody", None, [], "is no cell"),
+        ("pisa-mini-fp64-onnxruntime", None, [], "there is no precision 'fp64', only fp32"),
+        ("pisa-mini-fp32-nobody", None, [], "there is no engine 'nobody', only torch"),
         (".", CELL, [], "is no virtual environment"),
         (__file__, None, [], "does not say which cell it runs"),
         (CELL, None, ["openvino.threads=1"], "an option of openvino was given, but this side runs onnxruntime"),
