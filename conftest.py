@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.early import CHECKOUT, register
+from fixtures.early import register, require_one_checkout
 from fixtures.gate import LINES, gate_of
 from harness import __version__
 from harness.environment import collect
@@ -13,12 +13,7 @@ pytest_plugins = ["fixtures.plugin", "fixtures.cells", "fixtures.known", "fixtur
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    here = Path(__file__).resolve().parent
-    if here != CHECKOUT:
-        raise pytest.UsageError(
-            f"usage: this environment holds the code of {CHECKOUT}: wanted that of {here}, where the tests are\n"
-            "  mend it: make setup && source .venv/bin/activate here, or `python -m pytest` for `pytest`"
-        )
+    require_one_checkout(Path(__file__).resolve().parent)
     register(parser, pluginmanager)
 
 

@@ -713,10 +713,13 @@ def test_a_proposal_is_not_accepted_with(harness_command: Command, tmp_path: Pat
     assert not (baselines / "recorded").exists()
 
 
-def test_tests_of_one_checkout_are_not_run_with_the_code_of_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [WORKS, (*WORKS, "--data-dir", "/")], ids=["works", "a path among the options"])
+def test_tests_of_one_checkout_are_not_run_with_the_code_of_another(tmp_path: Path, words: tuple[str, ...]) -> None:
     """As with an environment that was made in one and is active in the other."""
-    for name in ("conftest.py", "pytest.ini"):
-        shutil.copy(CHECKOUT / name, tmp_path)
+    (tmp_path / "fixtures").mkdir()
+    for name in ("conftest.py", "pytest.ini", "fixtures/early.py"):
+        shutil.copy(CHECKOUT / name, tmp_path / name)
     script = Path(sysconfig.get_path("scripts")) / "pytest"
-    outcome = subprocess.run([script, *WORKS], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ours = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    outcome = subprocess.run([script, *words], cwd=tmp_path, env=ours, capture_output=True, text=True, check=False)
     assert refused(outcome, f"the code of {CHECKOUT}: wanted that of {tmp_path}", "make setup")
