@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "a truncated record": (cut_short, "is cut short or of another run", "copy the whole folder again"),
     "a missing file": (without_detections, "cannot read", "make the record again"),
     "a newer schema": (lambda folder: edited(folder, schema=7), "is of schema 7", "update detgate"),
-    "no run": (lambda folder: folder, "no run", "give a record folder, or a results file"),
+    "no run": (lambda folder: folder, "no run at", "pytest -m accuracy --results FILE"),
     "no record": (lambda folder: folder.parent, "no record in", "pytest -m accuracy --record DIR"),
 }
 
