@@ -31,8 +31,8 @@ def blame(request: Request, settings: Settings, tell: Tell) -> tuple[str, bool]:
         UsageError, Missing, EngineError: as `harness.blame.case.blame`. ResultsError: a file cannot be written.
     """
     pipeline = Pipeline(settings)
-    cell, against = (None if one is None else _cell(one, settings) for one in (request.cell, request.against))
-    assert cell is not None
+    cell = _cell(request.cell, settings, "cell, nor a folder that blame wrote")
+    against = None if request.against is None else _cell(request.against, settings)
     found = blamed(pipeline, cell, against, tell)
     if found.found is not None:
         folder = request.out / cell.id
@@ -44,8 +44,8 @@ def blame(request: Request, settings: Settings, tell: Tell) -> tuple[str, bool]:
     return render(found, request.form, request.columns), found.healthy
 
 
-def _cell(name: str, settings: Settings) -> Cell:
-    model, precision, engine = cell_names(name, settings.baselines, "cell, nor a folder that blame wrote")
+def _cell(name: str, settings: Settings, wanted: str = "cell") -> Cell:
+    model, precision, engine = cell_names(name, settings.baselines, wanted)
     return Cell(model, precision, engine)  # type: ignore[arg-type]
 
 

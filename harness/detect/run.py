@@ -140,7 +140,7 @@ def run(
                 del maps
                 finish()
                 before = decoding
-        except Exception:
+        except Exception:  # what was inferred is kept; an interrupt does not wait for it
             finish()
             kept.result()
             raise
@@ -171,7 +171,7 @@ class _Rows(Generic[T]):
     """
 
     def __init__(self, pool: _Pool, work: Callable[[int], T], rows: int) -> None:
-        self._pool, self._left = pool, deque(range(rows))
+        self._pool, self._count, self._left = pool, rows, deque(range(rows))
         self._made: dict[int, tuple[T, float]] = {}
         self._last = [0] * min(pool.threads, rows)
         self._tasks = [pool.submit(self._take, work, number) for number in range(len(self._last))]
@@ -196,7 +196,7 @@ class _Rows(Generic[T]):
         failed = {row: error for row, error in zip(self._last, errors, strict=True) if error}
         if failed:
             raise failed[min(failed)]
-        ordered = [self._made[row] for row in range(len(self._made))]
+        ordered = [self._made[row] for row in range(self._count)]
         seconds[stage] += sum(spent for _, spent in ordered)
         return [made for made, _ in ordered]
 

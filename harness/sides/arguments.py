@@ -74,8 +74,8 @@ def _options_of(engine: str, options: list[str]) -> Mapping[str, str]:
     return parsed.get(engine, {})
 
 
-def cell_names(cell: str, baselines: Path, wanted: str) -> tuple[str, str, str]:
-    """Model, precision and engine of a cell id. `wanted`: all that may stand in its place, for the message.
+def cell_names(cell: str, baselines: Path, wanted: str = "cell") -> tuple[str, str, str]:
+    """Model, precision and engine of a cell id. `wanted`: what may stand in its place, for the message.
 
     Raises:
         UsageError: not a known one.

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def run_python(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def as_coco(content: dict[str, Any], source: Path, directory: Path) -> Path:
+    """A COCO folder of these annotations, with the images of `source`."""
+    (directory / "annotations").mkdir(parents=True)
+    (directory / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
+    (directory / "images").mkdir()
+    (directory / "images" / "val2017").symlink_to((source / "images" / "val2017").resolve())
+    return directory
+
+
 def embedded_as_coco(directory: Path, count: int = 4) -> Path:
     """The first embedded validation images under COCO's 80 categories."""
     source = EMBEDDED / "data"
@@ -84,11 +94,7 @@ def embedded_as_coco(directory: Path, count: int = 4) -> Path:
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [{**a, "category_id": 1} for a in content["annotations"] if a["image_id"] in kept]
     content["categories"] = [{"id": i, "name": name} for i, name in enumerate(COCO_CLASSES, 1)]
-    (directory / "annotations").mkdir(parents=True)
-    (directory / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
-    (directory / "images").mkdir()
-    (directory / "images" / "val2017").symlink_to(source / "images" / "val2017")
-    return directory
+    return as_coco(content, source, directory)
 
 
 def labelled_by_itself(model: str, checkpoint: Path, source: Path, directory: Path) -> Path:
@@ -112,11 +118,7 @@ def labelled_by_itself(model: str, checkpoint: Path, source: Path, directory: Pa
             box = [x1, y1, x2 - x1, y2 - y1]
             one = {"id": len(content["annotations"]) + 1, "image_id": image["id"], "category_id": ids[label]}
             content["annotations"].append({**one, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-    (directory / "annotations").mkdir(parents=True)
-    (directory / "annotations" / "instances_val2017.json").write_text(json.dumps(content), encoding="utf-8")
-    (directory / "images").mkdir()
-    (directory / "images" / "val2017").symlink_to((source / "images" / "val2017").resolve())
-    return directory
+    return as_coco(content, source, directory)
 
 
 @pytest.fixture(scope="module", params=["pisa", "paa"])
