@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.commands import baseline, blame, compare, fetch, history, machine, report
 from harness.commands.shared import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_WRONG_INPUT, Parser, tell
-from harness.errors import DetgateError
+from harness.errors import DetgateError, UsageError
 
 # In the order of --help: what is here, what changed, what is expected.
 COMMANDS = (
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 found something, 3 internal error, 4 wrong input; 130 interrupted, 141 nobody reads on.
     """
     try:
-        options = make_parser().parse_args(arguments)
+        options, unknown = make_parser().parse_known_args(arguments)
+        if unknown:  # told of the command that they were given to; `parse_args` would name the parser of all
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", f"{options.prog} --help")
         code: int = options.run(options)
     except DetgateError as error:
         print(error, file=sys.stderr)

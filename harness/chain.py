@@ -1,8 +1,11 @@
-"""Takes a pipeline and a cell; gives the same images at each stage of its way from torch to the engine."""
+"""Takes a pipeline and a cell; gives what each hop costs of its way from torch to the engine, on the same images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +14,9 @@ from harness.cache import Artifact
 from harness.detect.dataset import Dataset
 from harness.detect.detections import Detections
 from harness.detect.run import Batch, load_batch, parts_of
-from harness.engines.reference import run_graph
+from harness.engines.reference import open_graph
 from harness.errors import NotFinite
-from harness.measure.hops import Hop, Stage, hops
+from harness.measure.hops import Hop, Stage, hop
 from harness.model import graph
 from harness.model.checkpoint import Weights
 from harness.model.export import run_module
@@ -24,6 +27,8 @@ from harness.tolerances import Step
 
 IMAGES = 8
 """Of the data set, the first: what every stage is shown."""
+HELD_BYTES = 3 << 30
+"""Of stages that further cells may need; the last two are held whatever their size."""
 TORCH, ONNX, SIMPLIFIED, TYPED = "torch", "onnx", "simplified", "graph"
 
 Images = npt.NDArray[np.float32]
@@ -31,11 +36,48 @@ Maps = Mapping[str, npt.NDArray[np.float32]]
 Infer = Callable[[Images], Maps]
 
 
-def measure(pipeline: Pipeline, cell: Cell, random: bool = False) -> Iterator[Hop]:
-    """What each hop of the cell's way costs on the first images of its data set.
+@dataclass(frozen=True)
+class Maker:
+    """How a stage is made. key: of what, the same for all cells that have it on their way; None where one alone has."""
+
+    name: str
+    step: Step
+    key: str | None
+    infer: Callable[[], AbstractContextManager[Infer]]
+
+
+@dataclass
+class Shared:
+    """What cells have in common: hops that were measured, and stages that the hops of further cells may begin at."""
+
+    _hops: dict[tuple[str, str], Hop] = field(default_factory=dict)
+    _stages: dict[str, Stage] = field(default_factory=dict)
+
+    def hop(self, dataset: Dataset, before: Maker, after: Maker, make: Callable[[Maker], Stage]) -> Hop:
+        """The hop between two stages; what is not known of it is made."""
+        one, other = before.key, after.key
+        if one is None or other is None:
+            return hop(dataset, self._stage(before, make), self._stage(after, make))
+        if (one, other) not in self._hops:
+            self._hops[one, other] = hop(dataset, self._stage(before, make), self._stage(after, make))
+        return self._hops[one, other]
+
+    def _stage(self, maker: Maker, make: Callable[[Maker], Stage]) -> Stage:
+        if maker.key is None:
+            return make(maker)
+        found = self._stages.pop(maker.key, None) or make(maker)
+        self._stages[maker.key] = found  # the last that was used is the last to go
+        while len(self._stages) > 2 and sum(map(_bytes_of, self._stages.values())) > HELD_BYTES:
+            del self._stages[next(iter(self._stages))]
+        return found
+
+
+def measure(pipeline: Pipeline, cell: Cell, random: bool = False, shared: Shared | None = None) -> Iterator[Hop]:
+    """What each hop of the cell's way costs on the first images of its data set, each hop as soon as it is measured.
 
     Args:
         random: random weights may stand in for a missing checkpoint.
+        shared: of other cells of this pipeline; what they have in common with this one is not made again.
 
     Raises:
         Missing: engine, checkpoint, graph or data are not here.
@@ -43,17 +85,21 @@ def measure(pipeline: Pipeline, cell: Cell, random: bool = False) -> Iterator[Ho
     """
     dataset = pipeline.dataset(cell.model).limit(IMAGES)
     prepared = pipeline.prepare(cell, random)
-    return hops(dataset, _stages(pipeline, prepared, dataset))
+    return _hops(pipeline, prepared, dataset, shared or Shared())
 
 
-def _stages(pipeline: Pipeline, prepared: Prepared, dataset: Dataset) -> Iterator[Stage]:
+def _hops(pipeline: Pipeline, prepared: Prepared, dataset: Dataset, shared: Shared) -> Iterator[Hop]:
     model, batch = prepared.cell.model, prepared.source.batch
     spec = pipeline.input_spec(model)
     batches = [load_batch(records, spec, batch) for records in parts_of(dataset, batch)]
-    with ExitStack() as stack:
-        for name, step, infer in _runners(pipeline, prepared, stack):
+
+    def make(maker: Maker) -> Stage:
+        with maker.infer() as infer:
             maps = _run(infer, batches)
-            yield Stage(name, step, maps, _decoded(maps, batches, pipeline, model, dataset))
+        return Stage(maker.name, maker.step, maps, _decoded(maps, batches, pipeline, model, dataset))
+
+    for before, after in pairwise(_makers(pipeline, prepared)):
+        yield shared.hop(dataset, before, after, make)
 
 
 def _run(infer: Infer, batches: Sequence[Batch]) -> Maps:
@@ -63,6 +109,10 @@ def _run(infer: Infer, batches: Sequence[Batch]) -> Maps:
         maps = infer(batch.images)
         parts.append({output: rows[: len(batch.records)].copy() for output, rows in maps.items()})
     return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+
+
+def _bytes_of(stage: Stage) -> int:
+    return sum(maps.nbytes for maps in stage.maps.values())
 
 
 def _decoded(
@@ -78,17 +128,33 @@ def _decoded(
     return Detections.from_boxes(found, dataset.category_ids)
 
 
-def _runners(pipeline: Pipeline, prepared: Prepared, stack: ExitStack) -> Iterator[tuple[str, Step, Infer]]:
-    """Name, step and runner of each stage, in order; the engine is opened on `stack` when it is reached."""
-    model, weights = prepared.cell.model, _weights(pipeline, prepared)
+def _makers(pipeline: Pipeline, prepared: Prepared) -> Iterator[Maker]:
+    """How each stage is made, in order; a stage's graph is there when it is reached, and no earlier."""
+    model, weights, batch = prepared.cell.model, _weights(pipeline, prepared), prepared.source.batch
     if weights is not None:
-        module = load_module(pipeline.models[model], pipeline.config(model), weights.path)
-        yield TORCH, "fp32", lambda images: run_module(module, pipeline.head(model), images)
+        path = weights.path
+
+        @contextmanager
+        def torch() -> Iterator[Infer]:
+            module = load_module(pipeline.models[model], pipeline.config(model), path)
+            yield lambda images: run_module(module, pipeline.head(model), images)
+
+        yield Maker(TORCH, "fp32", f"{model} {batch} {weights.sha256}", torch)
     if prepared.engine.capabilities.source == "graph":
         for name, step, made in graphs(pipeline, prepared):
-            yield name, step, partial(run_graph, graph.load(made.path))
-    session = stack.enter_context(prepared.engine.open(prepared.source, prepared.file.path))
-    yield prepared.cell.engine, prepared.cell.precision, session.infer
+            yield Maker(name, step, f"{model} {batch} {made.path}", partial(_in_reference, made.path))
+
+    @contextmanager
+    def engine() -> Iterator[Infer]:
+        with prepared.engine.open(prepared.source, prepared.file.path) as session:
+            yield session.infer
+
+    yield Maker(prepared.cell.engine, prepared.cell.precision, None, engine)
+
+
+@contextmanager
+def _in_reference(path: Path) -> Iterator[Infer]:
+    yield open_graph(graph.load(path))
 
 
 def graphs(pipeline: Pipeline, prepared: Prepared) -> Iterator[tuple[str, Step, Artifact]]:

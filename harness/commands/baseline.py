@@ -54,7 +54,9 @@ def add(commands: Commands) -> None:
         finding="a figure differs by more than its tolerance, better or worse; between directories also one that "
         "only one of them has",
     )
-    diff.add_argument("--against", type=as_path, metavar="DIR", help="another baselines directory, in place of results")
+    diff.add_argument(
+        "--against", type=as_path, metavar="DIR", help="compare with this baselines directory, in place of results"
+    )
     add_format(diff)
     for action in (accept, ratchet, diff):
         add_results(action)

@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
         "one cell's folder in it, or a results file that has record/ beside it; two runs of one cell each are compared "
         "whatever their cells, fp32 with int8 for example. With --speed, OLD and NEW are cells, engine files or "
         "virtual environments, and fresh processes of both take turns until the figures decide; two files that it kept "
-        "(--record) are compared where both were measured beside the same old engine.",
+        "(--pairs) are compared where both were measured beside the same old engine.",
         finding="worse, invalid or inconclusive",
     )
     compare.add_argument("before", metavar="RUN_A|OLD", help="the run, or the engine, that was good")
@@ -65,7 +65,7 @@ def _add_speed(compare: Parser) -> None:
         metavar="S",
         help=f"how long the turns of one pair last, in seconds (default {PAIR_S:g})",
     )
-    speed.add_argument("--record", type=as_path, metavar="FILE", help="keep every pair here (JSON)")
+    speed.add_argument("--pairs", type=as_path, metavar="FILE", help="keep every pair here (JSON)")
     add_batch_size(speed)
     add_baselines(speed)
     add_places(speed, "checkpoints", "cache-dir")
@@ -104,7 +104,7 @@ def _compare_speed(options: argparse.Namespace) -> int:
     old = asked(options.before, options.cell, options.old_option, places)
     new = asked(options.after, options.cell, options.new_option, places)
     found = compare(old, new, tell, options.seconds)
-    if options.record:
-        found.save(options.record)
+    if options.pairs:
+        found.save(options.pairs)
     print(render(found, options.format))
     return EXIT_OK if found.status in GREEN else EXIT_FOUND

@@ -20,7 +20,7 @@ from harness.commands.shared import (
 )
 from harness.errors import BaselineError
 
-LISTS = ("models", "engines", "commands")
+SHOWN, LISTS = ("models", "engines"), ("models", "engines", "options", "commands")
 SCREEN_COLUMNS = 120
 
 
@@ -43,10 +43,11 @@ def add_list(commands: Commands) -> None:
         commands,
         "list",
         _list,
-        "models, their precisions and published rows; engines; commands",
-        "Models with their input sizes and published rows, engines with what each computes in, and the commands.",
+        "models with their published rows; engines and their options; commands",
+        "Models with their input sizes and published rows, engines with what each computes in, what --engine-option "
+        "may set, and the commands.",
     )
-    listing.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(LISTS)} (default: models engines)")
+    listing.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(LISTS)} (default: {' '.join(SHOWN)})")
     add_format(listing)
     listing.add_argument("--json", dest="format", action="store_const", const="json", help="as --format json")
     add_baselines(listing)
@@ -100,8 +101,8 @@ def _list(options: argparse.Namespace) -> int:
     from harness.commands import reference
     from harness.report import listing
 
-    lists = listing.LISTS | {LISTS[2]: reference.listing(make_parser())}
-    print(listing.render(lists, options.what or LISTS[:2], options.baselines, options.format))
+    lists = listing.LISTS | {"commands": reference.listing(make_parser())}
+    print(listing.render(lists, options.what or SHOWN, options.baselines, options.format))
     return EXIT_OK
 
 

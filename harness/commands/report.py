@@ -22,7 +22,9 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--record", type=as_path, metavar="DIR", help="records of the runs (default: record/ beside each)"
     )
-    report.add_argument("--against", type=as_path, metavar="RUN", help="an earlier run: a results file, or records")
+    report.add_argument(
+        "--against", type=as_path, metavar="RUN", help="compare with this earlier run: a results file, or records"
+    )
     report.add_argument("--history", type=as_path, metavar="FILE", help="a file that `pytest --history` wrote")
     add_places(report, "data-dir")
 

@@ -43,7 +43,7 @@ def add_command(
         epilog=f"Exit codes: {ends}; {EXIT_FAULT} a fault of detgate; {EXIT_WRONG_INPUT} wrong input.",
         formatter_class=_help,
     )
-    parser.set_defaults(run=run, finding=finding)
+    parser.set_defaults(run=run, finding=finding, prog=parser.prog)
     return parser
 
 

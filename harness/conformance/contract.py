@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.conformance.finding import Finding, measured
-from harness.conformance.metamorphic import Check, same_outputs
+from harness.conformance.metamorphic import SMALL_IMAGE, Check, same_outputs
 from harness.conformance.subject import Images, Maps, Session, Subject
 from harness.engines.base import first_line
 from harness.errors import DetgateError, EngineError, Missing
 
-# Inferences over which memory must not grow: where an image has up to this many pixels, and where it has more.
-SMALL_IMAGE, MANY_CALLS, FEW_CALLS = 512 * 512, 200, 10
+# Inferences over which memory must not grow: of small images and of large ones.
+MANY_CALLS, FEW_CALLS = 200, 10
 LEAKED = 1 / 8
 """Of the bytes that go in and out of a call: less than that is the allocator's own, more is a buffer that is kept."""
 REOPENINGS = 6
@@ -37,7 +37,7 @@ WRONG_INPUTS: Mapping[str, Callable[[Images], npt.NDArray[np.generic]]] = {
 def interface(subject: Subject) -> Finding:
     """Names, shapes and types of the outputs, in the order of the model's head."""
     wanted = {name: (shape, "float32") for name, shape in subject.shapes.items()}
-    found = {name: (maps.shape, str(maps.dtype)) for name, maps in subject.session.infer(subject.images).items()}
+    found = {name: (maps.shape, str(maps.dtype)) for name, maps in subject.first(subject.images).items()}
     held = list(found.items()) == list(wanted.items())
     promise = "outputs have the names, order, shapes and type of the model's"
     return Finding("interface", promise, held, detail="" if held else f"wanted {wanted}, found {found}")
@@ -45,7 +45,7 @@ def interface(subject: Subject) -> Finding:
 
 def finite(subject: Subject) -> Finding:
     """NaN and Inf in the outputs for photographs."""
-    found = subject.session.infer(subject.images)
+    found = subject.first(subject.images)
     broken = [name for name, maps in found.items() if not np.isfinite(maps).all()]
     detail = f"NaN or Inf in {', '.join(broken)}" if broken else ""
     return Finding("finite", "outputs are finite", not broken, detail=detail)
@@ -128,7 +128,7 @@ def memory_growth(subject: Subject) -> Finding:
 def portable(subject: Subject) -> Finding:
     """The engine file, copied to another folder and opened in another process."""
     promise = "the engine file gives the same outputs in another folder and process"
-    wanted = subject.session.infer(subject.images)
+    wanted = subject.first(subject.images)
     with _copy(subject.file) as copy:
         return _elsewhere(subject, "portable", promise, copy, wanted)
 

@@ -1,8 +1,10 @@
 """Takes nothing; gives `Subject`: one engine as conformance checks see it, and what they need to know of it."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +33,21 @@ class Session(Protocol):
 Opening = Callable[[], AbstractContextManager[Session]]
 
 
+class Remembered:
+    """Head maps of whatever images are asked for, made once: a copy, for a session may give views of its buffers."""
+
+    def __init__(self, infer: Callable[[Images], Maps]) -> None:
+        self._infer = infer
+        self._known: dict[str, Maps] = {}
+
+    def __call__(self, images: Images) -> Maps:
+        """Head maps of `images`; not to be written to."""
+        key = hashlib.sha256(images.tobytes()).hexdigest()
+        if key not in self._known:
+            self._known[key] = {name: values.copy() for name, values in self._infer(images).items()}
+        return self._known[key]
+
+
 @dataclass(frozen=True)
 class Subject:
     """One engine file, open.
@@ -56,3 +73,8 @@ class Subject:
     reference: Callable[[Images], Maps]
     detect: Callable[[Maps], Detections]
     elsewhere: Callable[[Path], Maps]
+
+    @cached_property
+    def first(self) -> Remembered:
+        """What the session gave for images when it was first asked: what later calls are held to."""
+        return Remembered(self.session.infer)

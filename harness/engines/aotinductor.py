@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.engines.base import (
     Capabilities,
@@ -27,6 +27,7 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
+from harness.engines.option import Option
 from harness.engines.torch import DTYPES
 from harness.errors import EngineError
 from harness.model.export import raw_maps
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DEVICES = ("cpu", "cuda")
 LAYERS, COMPILED_FOR = "detgate_layers", "AOTI_DEVICE_KEY"
 """Keys under which the package carries what its convolutions compute in, and the device that it was compiled for."""
 
@@ -47,6 +47,7 @@ class AotInductor(Engine):
     name = "aotinductor"
     file_suffix = ".pt2"
     verified = "CPU; CUDA: no"
+    known_options: ClassVar = {"device": Option("where it runs", "cpu", ("cpu", "cuda"))}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -57,13 +58,12 @@ class AotInductor(Engine):
             source="module",
             device="cpu" if cpu else "accelerator",
             repeatable=cpu,
-            options={"device": "cpu (default) or cuda"},
         )
 
     @property
     def device(self) -> str:
         """Where it runs."""
-        return self.choice("device", DEVICES)
+        return self.option("device")
 
     def available(self) -> str | None:
         fault = import_fault("torch")

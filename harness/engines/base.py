@@ -8,7 +8,7 @@ import inspect
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from harness.engines.option import Option
 from harness.errors import EngineError, InvalidRun, UsageError
 from harness.model.checkpoint import Weights
 from harness.model.graph import Int8Scheme
@@ -33,6 +34,7 @@ DeviceTimer = Literal["cuda events", "time_evaluator"]
 NATIVE_SHARE = 0.95
 NAMED = 5
 UNKNOWN, NOT_INSPECTABLE = "unknown", "not inspectable"
+LIST_OPTIONS = "python -m harness list options"
 
 
 def first_line(error: Exception) -> str:
@@ -92,7 +94,6 @@ class Capabilities:
     inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
     repeatable: it claims the same bits for the same images in every call, thread and session, also of a file built
         again; without, they may differ by what `harness.conformance.metamorphic` allows the precision.
-    options: keys that `--engine-option ENGINE.KEY=VALUE` may set, with one line on each.
     """
 
     computes: Mapping[Precision, str]
@@ -102,7 +103,6 @@ class Capabilities:
     builds_from: Mapping[Precision, Precision] = field(default_factory=dict)
     inspection: bool = True
     repeatable: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -301,17 +301,25 @@ class Engine(ABC):
     file_suffix: ClassVar[str]
     verified: ClassVar[str] = "simulated only"
     """Where it was seen to run; simulated runtimes prove nothing about hardware."""
+    known_options: ClassVar[Mapping[str, Option]] = {}
+    """What `--engine-option ENGINE.KEY=VALUE` may set, by key."""
     takes_turns = False
     """Another process computes between the calls: no thread of this one may spin until the next."""
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        """Raises UsageError where an option has another key or value than `known_options` allow."""
         self.options = dict(options or {})
-        unknown = sorted(set(self.options) - set(self.capabilities.options))
-        if unknown:
-            known = ", ".join(f"{self.name}.{key} ({text})" for key, text in self.capabilities.options.items())
-            raise UsageError(
-                f"--engine-option {self.name}.{unknown[0]}: unknown key", f"known: {known or 'none for this engine'}"
-            )
+        for key, value in self.options.items():
+            known = self.known_options.get(key)
+            if known is None:
+                names = ", ".join(self.known_options)
+                raise UsageError(
+                    f"engine option {self.name}.{key}: wanted one of {names or 'none, it has no options'}", LIST_OPTIONS
+                )
+            if not known.takes(value):
+                raise UsageError(
+                    f"engine option {self.name}.{key}: wanted {known.values}, found '{value}'", LIST_OPTIONS
+                )
 
     @property
     @abstractmethod
@@ -351,31 +359,13 @@ class Engine(ABC):
         """SHA-256 of the engine's module: what another recipe built is not what this one would."""
         return hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()
 
-    def choice(self, key: str, choices: Sequence[str]) -> str:
-        """The option `key`, one of `choices`; the first where it is not set.
+    def option(self, key: str) -> str:
+        """The option `key`, its default where it is not set."""
+        return self.options.get(key, self.known_options[key].default)
 
-        Raises:
-            UsageError: another value.
-        """
-        chosen = self.options.get(key, choices[0])
-        if chosen not in choices:
-            named = " or ".join((", ".join(choices[:-1]), choices[-1]))
-            raise UsageError(f"--engine-option {self.name}.{key}={chosen}: wanted {named}", "choose one of them")
-        return chosen
-
-    def whole_number(self, key: str, hint: str) -> int | None:
-        """The option `key` as a number; None where it is not set.
-
-        Args:
-            hint: what a value means or looks like, for who gave another.
-
-        Raises:
-            UsageError: no whole number.
-        """
-        value = self.options.get(key)
-        if value is not None and not value.isdigit():
-            raise UsageError(f"--engine-option {self.name}.{key}={value}: wanted a whole number", hint)
-        return None if value is None else int(value)
+    def number(self, key: str) -> int | None:
+        """The option `key` as a number; None where it is not set."""
+        return int(self.options[key]) if key in self.options else None
 
     def flags(self) -> dict[str, str]:
         """Build flags; part of every engine's cache key."""

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
+from harness.engines.option import Option
 from harness.errors import EngineError, Missing
 
 RUNTIME = "tvm"
@@ -46,6 +47,7 @@ class Igie(Engine):
 
     name = "igie"
     file_suffix = ".so"
+    known_options: ClassVar = {"device": Option("number of the GPU", "0")}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -55,13 +57,12 @@ class Igie(Engine):
             inspection=False,
             source="graph",
             device="accelerator",
-            options={"device": "number of the GPU, default 0"},
         )
 
     @property
     def device(self) -> int:
         """Number of the GPU that is asked for."""
-        return self.whole_number("device", "0 is the first GPU") or 0
+        return self.number("device") or 0
 
     def available(self) -> str | None:
         fault = _runtime_fault()

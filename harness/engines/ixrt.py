@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
+from harness.engines.option import Option
 from harness.errors import DetgateError, EngineError, Missing
 from harness.model.graph import Int8Scheme
 from harness.model.registry import Precision
@@ -62,6 +63,7 @@ class Ixrt(Engine):
 
     name = "ixrt"
     file_suffix = ".engine"
+    known_options: ClassVar = {"device": Option("number of the GPU", "0")}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -72,13 +74,12 @@ class Ixrt(Engine):
             source="graph",
             device="accelerator",
             int8_scheme=INT8_SCHEME,
-            options={"device": "number of the GPU, default 0"},
         )
 
     @property
     def device(self) -> int:
         """Number of the GPU that is asked for."""
-        return self.whole_number("device", "0 is the first GPU") or 0
+        return self.number("device") or 0
 
     def available(self) -> str | None:
         return "; ".join(fault for fault in (_runtime_fault(), self._device_fault()) if fault) or None

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
+from harness.engines.option import Option
 from harness.errors import EngineError, Missing
 from harness.model.graph import Int8Scheme
 from harness.model.staged_norm import staged_norm
@@ -105,6 +106,10 @@ class OnnxRuntime(Engine):
     name = "onnxruntime"
     file_suffix = ".onnx"
     verified = "CPU; CUDA and TensorRT: no"
+    known_options: ClassVar = {
+        "provider": Option("the execution provider, that one alone", "cpu", tuple(PROVIDERS)),
+        "threads": Option("intra-op threads; 0 means all cores", "0"),
+    }
 
     @property
     def capabilities(self) -> Capabilities:
@@ -116,16 +121,12 @@ class OnnxRuntime(Engine):
             int8_scheme=provider.int8_scheme,
             inspection=not provider.compiles,
             repeatable=provider.device == "cpu",
-            options={
-                "provider": "cpu (default), cuda or tensorrt",
-                "threads": "intra-op threads, default: all cores",
-            },
         )
 
     @property
     def provider(self) -> Provider:
         """What the option `provider` names."""
-        return PROVIDERS[self.choice("provider", tuple(PROVIDERS))]
+        return PROVIDERS[self.option("provider")]
 
     def available(self) -> str | None:
         fault = self._fault()
@@ -170,7 +171,7 @@ class OnnxRuntime(Engine):
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = self.whole_number("threads", "0 means all cores") or 0
+        options.intra_op_num_threads = self.number("threads") or 0
         if self.provider.device != "cpu":
             options.add_session_config_entry(NO_CPU_FALLBACK, "1")
         if self.takes_turns:

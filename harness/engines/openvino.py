@@ -4,7 +4,7 @@ import importlib.metadata
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.engines.base import (
     Capabilities,
@@ -18,6 +18,7 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
+from harness.engines.option import Option
 from harness.errors import EngineError
 from harness.model.registry import Precision
 
@@ -38,6 +39,10 @@ class OpenVino(Engine):
     name = "openvino"
     file_suffix = ".blob"
     verified = "CPU; GPU and NPU: no"
+    known_options: ClassVar = {
+        "device": Option("where it runs", "cpu", tuple(DEVICES)),
+        "threads": Option("inference threads on the CPU; 0 means all cores", "0"),
+    }
 
     @property
     def capabilities(self) -> Capabilities:
@@ -48,16 +53,12 @@ class OpenVino(Engine):
             device="cpu" if cpu else "accelerator",
             int8_scheme="u8s8",
             repeatable=cpu,
-            options={
-                "device": "cpu (default), gpu or npu",
-                "threads": "inference threads on the CPU, default: all cores",
-            },
         )
 
     @property
     def device(self) -> str:
         """Where it runs."""
-        return self.choice("device", tuple(DEVICES))
+        return self.option("device")
 
     def available(self) -> str | None:
         fault = import_fault("openvino")
@@ -80,7 +81,7 @@ class OpenVino(Engine):
         return "install the device's driver for OpenVINO" if self.device != "cpu" else super().remedy
 
     def _config(self, precision: Precision) -> dict[str, str]:
-        threads = self.whole_number("threads", "0 means all cores")
+        threads = self.number("threads")
         cpu = self.device == "cpu"
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if cpu else HINTS[precision]}
         return config | ({"INFERENCE_NUM_THREADS": str(threads)} if cpu and threads else {})

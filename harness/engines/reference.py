@@ -1,11 +1,10 @@
 """Takes a graph and images; gives what ONNX Runtime makes of them on the CPU: each step on the way is held to it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from harness.engines.base import Images, import_fault
+from harness.engines.base import Images, Maps, import_fault
 from harness.engines.onnxruntime import refusals
 from harness.errors import GraphError, Missing
 
@@ -26,11 +25,20 @@ def require_graph_checks() -> None:
         raise Missing(f"{fault}: it checks every graph that engines are built from", GRAPH_CHECKS_REMEDY)
 
 
-def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray[np.float32]]:
-    """Run an ONNX model on the CPU, for checks between steps; outputs in the graph's order.
+def run_graph(model: "onnx.ModelProto", images: Images) -> Maps:
+    """Run an ONNX model on the CPU once, for checks between steps; outputs in the graph's order.
 
     Raises:
-        GraphError: ONNX Runtime refuses the graph, or the graph does not take these images.
+        GraphError, Missing: as `open_graph`.
+    """
+    return open_graph(model)(images)
+
+
+def open_graph(model: "onnx.ModelProto") -> Callable[[Images], Maps]:
+    """What runs an ONNX model on the CPU on one batch of images after another.
+
+    Raises:
+        GraphError: ONNX Runtime refuses the graph; when called, the graph does not take these images.
         Missing: ONNX Runtime, which runs these checks, is not installed.
     """
     require_graph_checks()
@@ -38,12 +46,23 @@ def run_graph(model: "onnx.ModelProto", images: Images) -> dict[str, npt.NDArray
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    try:
+    with _refused("the graph"):
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {session.get_inputs()[0].name: images}), strict=True))
+    names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0].name
+
+    def run(images: Images) -> Maps:
+        with _refused(f"the graph on {len(images)} images"):
+            return dict(zip(names, session.run(names, {image: images}), strict=True))
+
+    return run
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    try:
+        yield
     except refusals() as error:
         raise GraphError(
-            f"onnxruntime does not run the graph on {len(images)} images: {str(error).splitlines()[0]}",
+            f"onnxruntime does not run {what}: {str(error).splitlines()[0]}",
             "export it again with a dynamic batch and operators that ONNX Runtime has",
         ) from error

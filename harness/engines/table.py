@@ -35,7 +35,8 @@ def parse_options(values: list[str]) -> dict[str, dict[str, str]]:
     """`["onnxruntime.provider=cuda"]` -> `{"onnxruntime": {"provider": "cuda"}}`.
 
     Raises:
-        UsageError: not of the form ENGINE.KEY=VALUE, or an unknown engine.
+        UsageError: not of the form ENGINE.KEY=VALUE, an unknown engine, or a key or value that it does not take, also
+            where it is not installed.
     """
     parsed: dict[str, dict[str, str]] = {}
     for value in values:
@@ -43,8 +44,10 @@ def parse_options(values: list[str]) -> dict[str, dict[str, str]]:
         engine, dot, key = target.partition(".")
         if not (equals and dot and key and setting) or engine not in ENGINES:
             raise UsageError(
-                f"--engine-option '{value}': wanted ENGINE.KEY=VALUE with ENGINE one of {', '.join(ENGINES)}",
-                "for example --engine-option onnxruntime.provider=cuda",
+                f"engine option '{value}': wanted ENGINE.KEY=VALUE with ENGINE one of {', '.join(ENGINES)}",
+                "for example --engine-option onnxruntime.provider=cuda; python -m harness list options",
             )
         parsed.setdefault(engine, {})[key] = setting
+    for engine, options in parsed.items():
+        get_engine(engine, options)
     return parsed

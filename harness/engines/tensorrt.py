@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ from harness.engines.base import (
     import_fault,
     opened,
 )
-from harness.errors import EngineError, Missing, UsageError
+from harness.engines.option import Option
+from harness.errors import EngineError, Missing
 from harness.model.work import convolutions_of
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ OLDEST = 10
 ALWAYS_STRONGLY_TYPED = 11
 INSTALL = "pip install -e '.[tensorrt]'"
 TIMING_SUFFIX = ".timing"
-OPTIMIZATION_LEVELS = range(6)
-CUDA_GRAPH = ("auto", "on", "off")
 # Options that change how an engine file is run, not what is in it.
 RUN_OPTIONS = ("device", "cuda_graph")
 
@@ -77,6 +76,12 @@ class TensorRt(Engine):
 
     name = "tensorrt"
     file_suffix = ".plan"
+    known_options: ClassVar = {
+        "device": Option("index of the CUDA device", "0"),
+        "workspace_mb": Option("most MiB of scratch memory that a layer may use; 0 means TensorRT's own limit", "0"),
+        "optimization_level": Option("0 builds fastest, 5 runs fastest", "TensorRT's own", tuple("012345")),
+        "cuda_graph": Option("timed calls launch a CUDA graph; auto: if it is captured", "auto", ("auto", "on", "off")),
+    }
 
     @property
     def capabilities(self) -> Capabilities:
@@ -85,12 +90,6 @@ class TensorRt(Engine):
             source="graph",
             device="accelerator",
             int8_scheme="s8",
-            options={
-                "device": "index of the CUDA device, default 0",
-                "workspace_mb": "most MiB of scratch memory that a layer may use, default 0: TensorRT's own",
-                "optimization_level": "0 (fast build) to 5 (fast engine), default: TensorRT's own",
-                "cuda_graph": "timed calls launch a CUDA graph: auto (default, where it can be captured), on or off",
-            },
         )
 
     # --- is it here
@@ -137,12 +136,12 @@ class TensorRt(Engine):
     @property
     def index(self) -> int:
         """Which CUDA device."""
-        return self.whole_number("device", "0 is the first device") or 0
+        return self.number("device") or 0
 
     @property
     def cuda_graph(self) -> str:
         """`auto`, `on` or `off`."""
-        return self.choice("cuda_graph", CUDA_GRAPH)
+        return self.option("cuda_graph")
 
     def _cuda(self) -> "_Cuda":
         """The device asked for.
@@ -163,7 +162,7 @@ class TensorRt(Engine):
         """Write the plan to `target`, and the timing cache of its kernels beside it, which speeds up the next build.
 
         Raises:
-            Missing: no TensorRT 10 or newer, driver or device. UsageError: an option has no valid value.
+            Missing: no TensorRT 10 or newer, driver or device.
             EngineError: the parser or the builder refused the graph; names the nodes, or what the log said last.
         """
         cuda = self._cuda()
@@ -200,13 +199,11 @@ class TensorRt(Engine):
 
         config.clear_flag(trt.BuilderFlag.TF32)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        workspace = self.whole_number("workspace_mb", "for example 1024")
+        workspace = self.number("workspace_mb")
         if workspace:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace << 20)
-        level = self.whole_number("optimization_level", "0 to 5")
+        level = self.number("optimization_level")
         if level is not None:
-            if level not in OPTIMIZATION_LEVELS:
-                raise UsageError(f"--engine-option tensorrt.optimization_level={level}: wanted 0 to 5", "3 is usual")
             config.builder_optimization_level = level
 
     # --- open

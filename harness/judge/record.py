@@ -172,7 +172,7 @@ def _no_record(run: Path, places: list[Path]) -> str:
 
 
 def of_speed(run: Path) -> bool:
-    """Whether `run` is a file that `compare --speed --record` wrote.
+    """Whether `run` is a file that `compare --speed --pairs` wrote.
 
     Raises:
         RecordError: it is cut short.

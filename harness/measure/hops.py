@@ -1,8 +1,7 @@
 """Takes what two neighbouring stages made of the same images; gives what the hop between them cost, by output."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from harness.detect.dataset import Dataset
 from harness.detect.detections import Detections
 from harness.measure.compare import CONFIDENT, Comparison, pairwise_iou
-from harness.model.parity import Deviation, deviations, first_shift
+from harness.model.parity import Deviation, deviations, incomparable
 from harness.tolerances import Step
 
 IN_PLACE_IOU = 0.9
@@ -66,14 +65,9 @@ class Hop:
         return None if self.map_50_95 is None else round(self.map_50_95[1] - self.map_50_95[0], 9)
 
 
-def hops(dataset: Dataset, stages: Iterable[Stage]) -> Iterator[Hop]:
-    """The hops between stages, each as soon as both its ends are there; no more than two stages are held."""
-    return (hop(dataset, before, after) for before, after in pairwise(stages))
-
-
 def hop(dataset: Dataset, before: Stage, after: Stage) -> Hop:
     """What the hop cost on the images of `dataset`."""
-    shift = first_shift(before.maps, after.maps, np.inf)
+    shift = incomparable(before.maps, after.maps)
     broken = "" if shift is None else f"output '{shift.output}': wanted {shift.wanted}, found {shift.found}"
     outputs = tuple(deviations(before.maps, after.maps)) if _shapes(before) == _shapes(after) else ()
     found = Hop(before.name, after.name, after.step, outputs, broken)

@@ -35,13 +35,15 @@ class Shift:
 
 
 def deviations(reference: Outputs, outputs: Outputs) -> list[Deviation]:
-    """Per output, the largest first. Both must have the same names and shapes (see `first_shift`)."""
+    """Per output, the largest first. Both must have the same names and shapes (see `incomparable`)."""
     found = [deviation(name, wanted, outputs[name]) for name, wanted in reference.items()]
     return sorted(found, key=lambda d: -d.relative)
 
 
 def deviation(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> Deviation:
     """Of one tensor of any shape from its reference of the same."""
+    if np.array_equal(wanted, found) and np.isfinite(wanted).all():
+        return Deviation(name, 0.0, 0.0, 0.0, 1.0)
     expected, actual = wanted.astype(np.float64).ravel(), found.astype(np.float64).ravel()
     if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         return Deviation(name, np.inf, np.inf, np.inf, np.nan)
@@ -53,8 +55,8 @@ def deviation(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> D
     return Deviation(name, relative, largest, float(gap.mean()) if gap.size else 0.0, cosine)
 
 
-def first_shift(reference: Outputs, outputs: Outputs, bound: float) -> Shift | None:
-    """The first way in which `outputs` differ: names, shapes, NaN or Inf, or a relative L2 error above `bound`."""
+def incomparable(reference: Outputs, outputs: Outputs) -> Shift | None:
+    """The first way in which `outputs` cannot be compared with `reference`: names, shapes, NaN or Inf."""
     if list(reference) != list(outputs):
         return Shift("(all)", f"outputs {', '.join(reference)}", ", ".join(outputs) or "none")
     for name, wanted in reference.items():
@@ -64,6 +66,14 @@ def first_shift(reference: Outputs, outputs: Outputs, bound: float) -> Shift | N
             return Shift(name, "finite values to compare with", "NaN or Inf in the reference")
         if not np.isfinite(outputs[name]).all():
             return Shift(name, "finite values", "NaN or Inf")
+    return None
+
+
+def first_shift(reference: Outputs, outputs: Outputs, bound: float) -> Shift | None:
+    """The first way in which `outputs` differ: names, shapes, NaN or Inf, or a relative L2 error above `bound`."""
+    shift = incomparable(reference, outputs)
+    if shift is not None:
+        return shift
     worst = deviations(reference, outputs)[0]
     if worst.relative <= bound:
         return None

@@ -15,6 +15,7 @@ SUFFIXES = (".md", ".html")
 HEADINGS = ("check", "verdict", "what it means, and what was seen", "figure", "at most", "to repeat it")
 HASH_DIGITS = 12
 TITLE = "What the engines hold, and what they do not"
+VIEWPORT = '<meta name="viewport" content="width=device-width,initial-scale=1">'
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:80em;margin:2em auto;padding:0 1em}
 table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}
 .bad td:nth-child(2){color:#b00020;font-weight:bold}code{font-size:12px}"""
@@ -30,7 +31,8 @@ def require_suffix(file: Path) -> None:
     """
     if file.suffix not in SUFFIXES:
         raise UsageError(
-            f"--conformance-report {file}: wanted a file that ends in {' or '.join(SUFFIXES)}", "name it so"
+            f"--conformance-report {file}: wanted a file that ends in {' or '.join(SUFFIXES)}",
+            f"--conformance-report {file.with_suffix('.html')}",
         )
 
 
@@ -61,7 +63,7 @@ def html(cells: Sequence[CellResult], rerun: Rerun) -> str:
     parts = [f"<h1>{TITLE}</h1>", f"<p>{escape(_where())}</p>"]
     for cell in _asked(cells):
         parts += [f"<h2>{escape(cell.id)}</h2>", f"<p>{escape(_summary(cell))}</p>", _html_table(cell, rerun)]
-    head = f'<meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8">{VIEWPORT}<title>{TITLE}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
@@ -105,7 +107,7 @@ def _checks(cell: CellResult) -> dict[str, CheckResult]:
 
 
 def _rows(cell: CellResult, rerun: Rerun) -> list[tuple[str, ...]]:
-    found = sorted(_checks(cell).items(), key=lambda item: item[1].status in GREEN)
+    found = sorted(_checks(cell).items(), key=lambda item: (item[1].status in GREEN, item[1].status is Status.MISSING))
     return [
         (name, str(check.status), check.reason, _number(check.figure), _number(check.expected), rerun(cell, name))
         for name, check in found

@@ -1,4 +1,4 @@
-"""Takes a baselines directory; gives models, engines and the cache as text, JSON or Markdown.
+"""Takes a baselines directory; gives models, engines, their options and the cache as text, JSON or Markdown.
 
 Imports nothing heavy.
 """
@@ -42,15 +42,24 @@ def _models(baselines: Path) -> list[dict[str, Any]]:
 def _engines(_baselines: Path) -> list[dict[str, Any]]:
     rows = []
     for name in ENGINES:
-        able = get_engine(name).capabilities
+        engine = get_engine(name)
+        able = engine.capabilities
         row = {
             "name": name,
             "precisions": list(able.precisions),
             "computes": dict(able.computes),
             "device": able.device,
         }
-        rows.append(row | {"source": able.source, "options": dict(able.options)})
+        rows.append(row | {"source": able.source, "options": list(engine.known_options)})
     return rows
+
+
+def _options(_baselines: Path) -> list[dict[str, Any]]:
+    return [
+        {"name": f"{name}.{key}", "values": option.values, "default": option.default, "sets": option.text}
+        for name in ENGINES
+        for key, option in get_engine(name).known_options.items()
+    ]
 
 
 def _size(model: dict[str, Any]) -> str:
@@ -89,6 +98,18 @@ def _engines_text() -> str:
     return "\n".join(lines)
 
 
+def options_table() -> str:
+    """Markdown: what `--engine-option` may set; docs/engines.md holds it."""
+    rows = [(f"`{o['name']}`", o["values"], o["default"], o["sets"]) for o in _options(Path())]
+    return markdown_table(("option", "values", "default", "sets"), rows)
+
+
+def _options_text() -> str:
+    rows = [(o["name"], f"{o['values']} (default: {o['default']})", o["sets"]) for o in _options(Path())]
+    lines = [f"  {name:<27} {values:<43} {sets}" for name, values, sets in rows]
+    return "\n".join(["engine options, --engine-option ENGINE.KEY=VALUE:", *lines])
+
+
 def render_cache(entries: "Sequence[CacheEntry]", directory: Path, word: str, form: Format) -> str:
     """Entries of the cache; `word` says what became of them, before the directory."""
     total = f"{len(entries)} entries, {sum(e.size for e in entries) / 1e6:.1f} MB {word} {directory}"
@@ -109,7 +130,7 @@ def engines_table() -> str:
         engine = get_engine(name)
         able = engine.capabilities
         precisions = [_support(able, precision) for precision in PRECISIONS]
-        options = ", ".join(f"`{key}`" for key in able.options) or "–"
+        options = ", ".join(f"`{key}`" for key in engine.known_options) or "–"
         tells = "yes" if able.inspection else "no: proved by effect"
         rows.append((f"`{name}`", able.device, *precisions, tells, options, engine.verified))
     return markdown_table(head, rows)
@@ -136,4 +157,5 @@ class Listing:
 LISTS = {
     "models": Listing(_models, models_table, _models_text),
     "engines": Listing(_engines, lambda _: engines_table(), lambda _: _engines_text()),
+    "options": Listing(_options, lambda _: options_table(), lambda _: _options_text()),
 }

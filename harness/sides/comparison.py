@@ -59,7 +59,7 @@ class SpeedComparison:
             write_atomically(path, json.dumps(self.as_json(), indent=1).encode())
         except OSError as error:
             raise ResultsError(
-                f"cannot write {path}: {error.strerror}", "give a writable path: --record FILE"
+                f"cannot write {path}: {error.strerror}", "give a writable path: --pairs FILE"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Takes files that `compare --speed --record FILE` wrote; gives their comparisons again, and what two of them say."""
+"""Takes files that `compare --speed --pairs FILE` wrote; gives their comparisons again, and what two of them say."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from harness.measure.turns import Pair
 from harness.model.registry import first_fault
 from harness.sides.comparison import SCHEMA, SpeedComparison, require_comparable
 
-_AGAIN = "measure again: python -m harness compare --speed OLD NEW --record FILE"
+_AGAIN = "measure again: python -m harness compare --speed OLD NEW --pairs FILE"
 
 
 class _Side(BaseModel):

@@ -12,7 +12,15 @@ from harness.report.results import stage_facts
 pytestmark = pytest.mark.conformance
 
 
-def test_stages(cell: Cell, pipeline: Pipeline, conclude: Conclude, pytestconfig: pytest.Config) -> None:
+@pytest.fixture(scope="session")
+def shared() -> chain.Shared:
+    """What cells have in common on their way."""
+    return chain.Shared()
+
+
+def test_stages(
+    cell: Cell, pipeline: Pipeline, shared: chain.Shared, conclude: Conclude, pytestconfig: pytest.Config
+) -> None:
     pipeline.require(cell)
-    hops = list(chain.measure(pipeline, cell))
+    hops = list(chain.measure(pipeline, cell, shared=shared))
     conclude(stages.judge(cell.id, hops, commands.blame(pytestconfig, cell)), stage_facts(hops))

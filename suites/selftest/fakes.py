@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ from harness import pipeline
 from harness.detect.dataset import ANNOTATION_FILE, Dataset
 from harness.detect.run import Run, run
 from harness.engines.base import Capabilities, Engine, Images, Inspection, Layer, Maps, Session, Source
+from harness.engines.option import Option
 from harness.engines.table import ENGINES
 from harness.errors import EngineError
 
@@ -80,6 +81,7 @@ class FakeEngine(Engine):
 
     name = NAME
     file_suffix = ".fake"
+    known_options: ClassVar = {"colour": Option("nothing but the flags", "blue", ("red", "blue"))}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -87,7 +89,6 @@ class FakeEngine(Engine):
             computes={"fp32": "fp32", "fp16": "fp16"},
             source="module",
             device="accelerator" if "accelerator" in faults() else "cpu",
-            options={"colour": "changes nothing but the flags"},
         )
 
     def available(self) -> str | None:

@@ -126,25 +126,31 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "batch as text": ((*CELL, "--batch-size", "many"), "wanted a whole number, found 'many'", "for example 8"),
     "engine option without its engine": (
         (*CELL, "--engine-option", "provider=cpu"),
-        "--engine-option 'provider=cpu': wanted ENGINE.KEY=VALUE",
+        "engine option 'provider=cpu': wanted ENGINE.KEY=VALUE",
         "for example --engine-option",
     ),
     "engine option of no engine": ((*CELL, "--engine-option", "a.b=c"), "with ENGINE one of torch", "for example"),
     "unknown engine option": (
         (*CELL, "--engine-option", "onnxruntime.speed=11"),
-        "--engine-option onnxruntime.speed: unknown key",
-        "known: onnxruntime.provider",
+        "engine option onnxruntime.speed: wanted one of provider, threads",
+        "python -m harness list options",
     ),
     "engine option with a wrong value": (
         (*CELL, "--engine-option", "onnxruntime.provider=tpu"),
-        "onnxruntime.provider=tpu: wanted cpu, cuda or tensorrt",
-        "choose one",
+        "onnxruntime.provider: wanted cpu, cuda or tensorrt, found 'tpu'",
+        "python -m harness list options",
     ),
     "engine option that is no number": (
         (*CELL, "--engine-option", "onnxruntime.threads=all"),
-        "onnxruntime.threads=all: wanted a whole number",
-        "0 means all cores",
+        "onnxruntime.threads: wanted a whole number, found 'all'",
+        "python -m harness list options",
     ),
+    "option of an engine that is not chosen": (
+        (*CELL, "--engine-option", "tensorrt.cuda_graph=yes"),
+        "tensorrt.cuda_graph: wanted auto, on or off, found 'yes'",
+        "python -m harness list options",
+    ),
+    "unknown data set": ((*CELL, "--dataset", "voc"), "wanted auto, mini or coco2017, found 'voc'", "--dataset auto"),
     "ONNX file that is not there": ((*CELL, "--onnx", "nowhere.onnx"), "no file nowhere.onnx", "--onnx"),
     "engine file that is not there": ((*CELL, "--engine-file", "gone.blob"), "no file gone.blob", "--engine-file"),
     "one ONNX for two models": (

@@ -14,13 +14,13 @@ from harness.cache import Cache
 from harness.commands import reference
 from harness.commands.shared import checkpoints_of, data_dir_of
 from harness.detect.dataset import fetch_command
-from harness.engines.table import ENGINES
+from harness.engines.table import ENGINES, get_engine
 from harness.environment import collect
 from harness.judge import baseline, known
 from harness.judge.baseline import SpeedKey, load_recorded
 from harness.model.registry import SCHEMA_FILE, SHIPPED_BASELINES, load_models
 from harness.report import doctor, results
-from harness.report.listing import engines_table
+from harness.report.listing import engines_table, options_table
 from suites.selftest.conftest import CHECKOUT, Command
 
 pytestmark = pytest.mark.selftest
@@ -85,6 +85,29 @@ def test_the_readmes_table_of_engines_is_that_of_their_capabilities() -> None:
     assert engines_table() in readme
 
 
+def test_the_documents_table_of_options_is_that_of_the_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    table = options_table()
+    assert table in (CHECKOUT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert said(capsys, "list", "options", "--format", "markdown").strip() == table
+
+
+def test_every_option_is_listed_with_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    told = said(capsys, "list", "options")
+    for name in ENGINES:
+        for key, option in get_engine(name).known_options.items():
+            assert re.search(rf"^  {name}\.{key} +{option.values} \(default: {option.default}\) ", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [("list", "models"), ("baseline", "diff"), ("blame", "pisa-mini-fp32-torch")])
+def test_an_unknown_option_sends_to_the_help_of_its_command(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert main([*words, "--colour"]) == 4
+    command = " ".join(words[: -1 if words[0] != "baseline" else None])
+    told = f"usage: unrecognized arguments: --colour\n  mend it: python -m harness {command} --help\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("figures", ["AP 0.333, AP50 0.513, 74.109 FPS", "AP 0.381, AP50 0.555, 133.597 FPS"])
 def test_list_shows_the_published_figures(capsys: pytest.CaptureFixture[str], figures: str) -> None:
     assert f"published fp16: {figures} at batch 32" in said(capsys, "list")
@@ -107,7 +130,7 @@ def test_list_prints_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_list_refuses_another_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "cells"]) == 4
-    assert "no list 'cells'; known: models, engines, commands" in capsys.readouterr().err
+    assert "no list 'cells'; known: models, engines, options, commands" in capsys.readouterr().err
 
 
 def test_list_in_markdown_has_the_engines_table(capsys: pytest.CaptureFixture[str]) -> None:

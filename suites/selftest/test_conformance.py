@@ -386,7 +386,10 @@ FAULTS = [
     (PlacedRows, ROWS),
     (MixedRows, {*ROWS, "padding"}),
     (DependsOnBatch, {"batch_of_one"}),
-    (LeaksState, {"padding", "batch_of_one", "run_again", "reopened", "timed_call", "second_session"}),
+    (
+        LeaksState,
+        {"padding", "batch_of_one", "run_again", "reopened", "another_thread", "timed_call", "second_session"},
+    ),
     (OverwritesOutputs, {"given_away"}),
     (RoundsOnReopen, {"reopened", "second_session"}),
     (BoundToThread, {"another_thread", "second_session"}),

@@ -1,4 +1,4 @@
-"""Records that `compare --speed --record` keeps: read again, compared two by two, and refused with the reason."""
+"""Records that `compare --speed --pairs` keeps: read again, compared two by two, and refused with the reason."""
 
 import json
 from collections.abc import Callable

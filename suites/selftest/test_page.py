@@ -363,7 +363,7 @@ def test_what_scrolls_can_be_reached_and_has_a_name(tree: Element) -> None:
     assert boxes
     for box in boxes:
         assert box.attributes["tabindex"] == "0"
-        assert box.attributes["role"] == "region"
+        assert box.attributes["role"] == "group"
         assert box.attributes.get("aria-label") or box.attributes["aria-labelledby"]
 
 

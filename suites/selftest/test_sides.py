@@ -286,7 +286,7 @@ def test_the_command_judges_two_cells_and_keeps_every_pair(
 ) -> None:
     record = tmp_path / "speed.json"
     words = ["compare", "--speed", "pisa-mini-int8-openvino", CELL, "--seconds", "0.1", "--format", "json"]
-    found = python_command("-m", "harness", *words, "--record", record, "--cache-dir", session_cache)
+    found = python_command("-m", "harness", *words, "--pairs", record, "--cache-dir", session_cache)
     assert found.returncode == 1, found.stderr  # fp32 beside int8 takes more than twice as long
     kept = json.loads(record.read_text(encoding="utf-8"))
     assert json.loads(found.stdout) == kept

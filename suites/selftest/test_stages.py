@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from harness.detect.detections import Detections
 from harness.engines.onnxruntime import OnnxRuntime
 from harness.judge import stages
 from harness.judge.verdict import Status
-from harness.measure.hops import Hop, Stage, hop, hops
+from harness.measure.hops import Hop, Stage, hop
 from harness.model.parity import Deviation
 from harness.pipeline import Cell, Pipeline, Settings, load_dataset
 from harness.tolerances import TOLERANCES, Step
@@ -79,12 +80,6 @@ def test_outputs_of_another_shape_are_not_compared(dataset: Dataset) -> None:
     other = replace(stage(None), maps={"cls_8": np.ones((2, 1, 2, 3), np.float32)})
     found = hop(dataset, stage(None), other)
     assert (found.outputs, found.broken) == ((), "output 'cls_8': wanted shape (2, 1, 2, 2), found shape (2, 1, 2, 3)")
-
-
-def test_every_neighbouring_pair_of_stages_is_a_hop(dataset: Dataset) -> None:
-    steps: list[Step] = ["export", "simplify", "int8"]
-    found = hops(dataset, (stage(None, step=step) for step in steps))
-    assert [one.name for one in found] == ["export -> simplify", "simplify -> int8"]
 
 
 # --- the first that breaks
@@ -158,6 +153,49 @@ def test_a_cell_goes_all_the_way_from_torch_to_its_engine(pipeline: Pipeline, wh
     found = list(chain.measure(pipeline, which))
     assert [found[0].before, *(one.after for one in found)] == names
     assert stages.first_break(found) is None
+
+
+WAYS = [CELL, Cell("pisa-mini", "fp32", "openvino"), Cell("pisa-mini", "fp16", "onnxruntime"), CELL]
+
+
+@pytest.mark.parametrize("held", [chain.HELD_BYTES, 0], ids=["all held", "two held"])
+def test_cells_that_share_stages_cost_what_each_costs_alone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    monkeypatch.setattr(chain, "HELD_BYTES", held)
+    shared = chain.Shared()
+    for cell in WAYS:
+        assert list(chain.measure(pipeline, cell, shared=shared)) == list(chain.measure(pipeline, cell))
+
+
+@pytest.mark.parametrize(
+    ("held", "runs"), [(chain.HELD_BYTES, [4, 0, 1, 0]), (0, [4, 0, 1, 1])], ids=["all held", "two held"]
+)
+def test_what_cells_have_in_common_is_made_once(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, held: int, runs: list[int]
+) -> None:
+    made: list[str] = []
+    stage_of = chain.Stage
+
+    def counted(name: str, *rest: Any) -> Stage:
+        made.append(name)
+        return stage_of(name, *rest)
+
+    monkeypatch.setattr(chain, "HELD_BYTES", held)
+    monkeypatch.setattr(chain, "Stage", counted)
+    shared, counts = chain.Shared(), []
+    for cell in WAYS:
+        made.clear()
+        list(chain.measure(pipeline, cell, shared=shared))
+        assert made.pop() == cell.engine
+        counts.append(len(made))
+    assert counts == runs
+
+
+def test_models_share_no_stages(pipeline: Pipeline) -> None:
+    shared = chain.Shared()
+    for cell in (CELL, Cell("paa-mini", "fp32", "onnxruntime")):
+        assert list(chain.measure(pipeline, cell, shared=shared)) == list(chain.measure(pipeline, cell))
 
 
 def test_an_engine_that_breaks_is_the_last_hop(session_cache: Path, boxes_too_large: None) -> None:

@@ -859,19 +859,15 @@ def test_what_is_here_is_available(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"device": "first"}, "tensorrt.device=first: wanted a whole number"),
-        ({"workspace_mb": "-1"}, "tensorrt.workspace_mb=-1: wanted a whole number"),
-        ({"optimization_level": "9"}, "tensorrt.optimization_level=9: wanted 0 to 5"),
-        ({"optimization_level": "best"}, "tensorrt.optimization_level=best: wanted a whole number"),
-        ({"cuda_graph": "yes"}, "tensorrt.cuda_graph=yes: wanted auto, on or off"),
+        ({"device": "first"}, "tensorrt.device: wanted a whole number, found 'first'"),
+        ({"workspace_mb": "-1"}, "tensorrt.workspace_mb: wanted a whole number, found '-1'"),
+        ({"optimization_level": "9"}, "tensorrt.optimization_level: wanted 0, 1, 2, 3, 4 or 5, found '9'"),
+        ({"cuda_graph": "yes"}, "tensorrt.cuda_graph: wanted auto, on or off, found 'yes'"),
     ],
 )
-def test_an_option_without_a_valid_value_is_refused(
-    v11: Machine, source: Source, tmp_path: Path, options: dict[str, str], said: str
-) -> None:
-    plan = built(source, tmp_path)
+def test_an_option_without_a_valid_value_is_refused(options: dict[str, str], said: str) -> None:
     with refused(UsageError, said):
-        opened(source, built(source, tmp_path, **options) if "cuda_graph" not in options else plan, **options)
+        TensorRt(options)
 
 
 # --- an adapter that breaks a rule is caught

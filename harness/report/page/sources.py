@@ -76,7 +76,9 @@ def require_target(target: Path, option: str) -> None:
     """
     if target.suffix != SUFFIX:
         found = f"found '{target.suffix}'" if target.suffix else "found none"
-        raise UsageError(f"{option} {target}: wanted a file that ends in {SUFFIX}, {found}", f"name it so: {option}")
+        raise UsageError(
+            f"{option} {target}: wanted a file that ends in {SUFFIX}, {found}", f"{option} {target.with_suffix(SUFFIX)}"
+        )
     require_writable(target, option)
 
 
