@@ -1,26 +1,85 @@
 """Takes the results of a conformance run; gives the page that an engine's team can be sent: Markdown or HTML."""
 
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 
+from harness import __version__
 from harness.environment import collect
 from harness.errors import UsageError
 from harness.files import write_atomically
-from harness.judge.verdict import GREEN, Status
+from harness.judge.verdict import GREEN, Status, gravest
 from harness.report.grid import markdown_table
-from harness.report.results import CellResult, CheckResult, unwritable
+from harness.report.results import CellResult, unwritable
 
 SUFFIXES = (".md", ".html")
 HEADINGS = ("check", "verdict", "what it means, and what was seen", "figure", "at most", "to repeat it")
 HASH_DIGITS = 12
 TITLE = "What the engines hold, and what they do not"
-VIEWPORT = '<meta name="viewport" content="width=device-width,initial-scale=1">'
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:80em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.3em .6em;text-align:left;vertical-align:top}
-.bad td:nth-child(2){color:#b00020;font-weight:bold}code{font-size:12px}"""
 Rerun = Callable[[CellResult, str], str]
 """The command that repeats one check of a cell alone."""
+ANY_CHECK = "CHECK"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One promise: what it means and what was seen, its figure and the most that this may be, what repeats it."""
+
+    name: str
+    status: Status
+    seen: str
+    figure: str
+    bound: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one cell holds and what not; `command` repeats any of the lines."""
+
+    id: str
+    status: Status
+    summary: str
+    ran: str
+    lines: tuple[Line, ...]
+    command: str
+
+    @property
+    def held(self) -> list[Line]:
+        """Promises that are kept."""
+        return [line for line in self.lines if line.status in GREEN]
+
+    @property
+    def unasked(self) -> list[Line]:
+        """Promises that could not be asked for here."""
+        return [line for line in self.lines if line.status is Status.MISSING]
+
+    @property
+    def broken(self) -> list[Line]:
+        """Promises that are not kept."""
+        return [line for line in self.lines if line.status not in GREEN and line.status is not Status.MISSING]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All cells that were asked."""
+
+    title: str
+    where: str
+    cells: tuple[Section, ...]
+
+    @property
+    def status(self) -> Status:
+        """The gravest."""
+        return gravest([cell.status for cell in self.cells]) if self.cells else Status.MISSING
+
+    @property
+    def verdict(self) -> str:
+        """In one line."""
+        held, broken = (sum(len(getattr(cell, kind)) for cell in self.cells) for kind in ("held", "broken"))
+        unkept = f"{broken} not held" if broken else "all that could be asked are held"
+        count = len(self.cells)
+        return f"{held} of {held + broken} promises held by {count} cell{'' if count == 1 else 's'}: {unkept}"
 
 
 def require_suffix(file: Path) -> None:
@@ -51,30 +110,51 @@ def write(file: Path, cells: Sequence[CellResult], rerun: Rerun) -> None:
 
 def markdown(cells: Sequence[CellResult], rerun: Rerun) -> str:
     """A section for each cell; what is not held comes first."""
-    parts = [f"# {TITLE}", _where()]
-    for cell in _asked(cells):
-        rows = [(*row[:-1], f"`{row[-1]}`") for row in _rows(cell, rerun)]
-        parts += [f"## {cell.id}", _summary(cell), markdown_table(HEADINGS, rows)]
+    page = _page(cells, rerun)
+    parts = [f"# {page.title}", page.where, f"{page.verdict}."]
+    for cell in page.cells:
+        rows = [
+            (line.name, str(line.status), line.seen, line.figure, line.bound, f"`{line.command}`")
+            for line in (*cell.broken, *cell.unasked, *cell.held)
+        ]
+        parts += [f"## {cell.id}", cell.summary, markdown_table(HEADINGS, rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def html(cells: Sequence[CellResult], rerun: Rerun) -> str:
     """The same as one file that needs nothing else."""
-    parts = [f"<h1>{TITLE}</h1>", f"<p>{escape(_where())}</p>"]
-    for cell in _asked(cells):
-        parts += [f"<h2>{escape(cell.id)}</h2>", f"<p>{escape(_summary(cell))}</p>", _html_table(cell, rerun)]
-    head = f'<meta charset="utf-8">{VIEWPORT}<title>{TITLE}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    from harness.report.page.render import fill
+
+    return fill("conformance.html.j2", _page(cells, rerun))
 
 
-def _html_table(cell: CellResult, rerun: Rerun) -> str:
-    lines = [f"<tr>{''.join(f'<th>{heading}</th>' for heading in HEADINGS)}</tr>"]
-    for row in _rows(cell, rerun):
-        texts = [escape(text) for text in row]
-        cells = [*texts[:-1], f"<code>{texts[-1]}</code>"]
-        kind = "" if row[1] in GREEN or row[1] == Status.MISSING else ' class="bad"'
-        lines.append(f"<tr{kind}>{''.join(f'<td>{text}</td>' for text in cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+def _page(cells: Sequence[CellResult], rerun: Rerun) -> Page:
+    return Page(TITLE, _where(), tuple(_section(cell, rerun) for cell in _asked(cells)))
+
+
+def _section(cell: CellResult, rerun: Rerun) -> Section:
+    assert cell.conformance is not None  # `_asked` took the others out
+    checks = cell.conformance.checks
+    lines = tuple(
+        Line(name, c.status, c.reason, _number(c.figure), _number(c.expected), rerun(cell, name))
+        for name, c in checks.items()
+    )
+    held = sum(check.status in GREEN for check in checks.values())
+    asked = sum(check.status is not Status.MISSING for check in checks.values())
+    hashes = ", ".join(
+        f"{name} {sha256[:HASH_DIGITS]}" for name, sha256 in cell.artifacts.model_dump().items() if sha256
+    )
+    options = "".join(f", {name}={value}" for name, value in cell.options.items())
+    ran = f"{cell.engine} {cell.engine_version}{options}: {cell.precision_ran} on {cell.device}, batch {cell.batch}"
+    known = f" Known: {cell.conformance.known}." if cell.conformance.known else ""
+    return Section(
+        id=cell.id,
+        status=cell.conformance.status,
+        summary=f"{held} of {asked} held. {ran}. Start: {cell.start}; SHA-256: {hashes}.{known}",
+        ran=ran,
+        lines=lines,
+        command=rerun(cell, ANY_CHECK),
+    )
 
 
 def _asked(cells: Sequence[CellResult]) -> list[CellResult]:
@@ -85,33 +165,7 @@ def _asked(cells: Sequence[CellResult]) -> list[CellResult]:
 def _where() -> str:
     environment = collect()
     device = environment.device.get("gpu") or environment.device["cpu"]
-    return f"On {device}, {environment.platform}, Python {environment.python}."
-
-
-def _summary(cell: CellResult) -> str:
-    """What was examined, and the number of promises held."""
-    held = sum(check.status in GREEN for check in _checks(cell).values())
-    asked = sum(check.status is not Status.MISSING for check in _checks(cell).values())
-    hashes = ", ".join(
-        f"{name} {sha256[:HASH_DIGITS]}" for name, sha256 in cell.artifacts.model_dump().items() if sha256
-    )
-    options = "".join(f", {name}={value}" for name, value in cell.options.items())
-    engine = f"{cell.engine} {cell.engine_version}{options}: {cell.precision_ran} on {cell.device}, batch {cell.batch}"
-    known = f" Known: {cell.conformance.known}." if cell.conformance and cell.conformance.known else ""
-    return f"{held} of {asked} held. {engine}. Start: {cell.start}; SHA-256: {hashes}.{known}"
-
-
-def _checks(cell: CellResult) -> dict[str, CheckResult]:
-    assert cell.conformance is not None  # `_asked` took the others out
-    return cell.conformance.checks
-
-
-def _rows(cell: CellResult, rerun: Rerun) -> list[tuple[str, ...]]:
-    found = sorted(_checks(cell).items(), key=lambda item: (item[1].status in GREEN, item[1].status is Status.MISSING))
-    return [
-        (name, str(check.status), check.reason, _number(check.figure), _number(check.expected), rerun(cell, name))
-        for name, check in found
-    ]
+    return f"detgate {__version__} on {device}, {environment.platform}, Python {environment.python}."
 
 
 def _number(value: float | None) -> str:

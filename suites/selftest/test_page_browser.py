@@ -15,7 +15,7 @@ import pytest
 
 from harness.report.page.sources import Request
 from harness.report.page.write import MOST_BYTES, write_page
-from suites.selftest.pages import Place
+from suites.selftest.pages import Place, conformance_report
 
 pytestmark = [
     pytest.mark.selftest,
@@ -39,6 +39,17 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = place.root / "page.html"
     write_page(Request((place.results,), target, "-o FILE", Path("coco"), against=place.before))
     return target
+
+
+@pytest.fixture(scope="module")
+def conformance_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conformance_report(tmp_path_factory.mktemp("conformance") / "page.html")
+
+
+@pytest.fixture(params=["run", "conformance"])
+def any_page(request: pytest.FixtureRequest, page_file: Path, conformance_file: Path) -> Path:
+    """Each kind of page."""
+    return {"run": page_file, "conformance": conformance_file}[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +91,11 @@ def first_paint(browser: Any, file: Path) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_silent_and_asks_for_nothing_but_itself(browser: Any, page_file: Path, scheme: str) -> None:
-    page = opened(browser, page_file, scheme=scheme)
+def test_it_is_silent_and_asks_for_nothing_but_itself(browser: Any, any_page: Path, scheme: str) -> None:
+    page = opened(browser, any_page, scheme=scheme)
     page.wait_for_timeout(300)
     assert page.said == []
-    assert [url for url in page.asked if not url.startswith("data:")] == [page_file.as_uri()]
+    assert [url for url in page.asked if not url.startswith("data:")] == [any_page.as_uri()]
 
 
 def test_a_picture_from_elsewhere_would_be_seen(browser: Any, page_file: Path, tmp_path: Path) -> None:
@@ -107,8 +118,8 @@ def test_it_is_small_and_painted_within_a_second(browser: Any, page_file: Path, 
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_page_does_not_scroll_sideways(browser: Any, page_file: Path, size: tuple[int, int]) -> None:
-    page = opened(browser, page_file, size)
+def test_the_page_does_not_scroll_sideways(browser: Any, any_page: Path, size: tuple[int, int]) -> None:
+    page = opened(browser, any_page, size)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
@@ -116,8 +127,8 @@ def test_the_page_does_not_scroll_sideways(browser: Any, page_file: Path, size: 
 @pytest.mark.skipif(not Path(AXE).is_file(), reason="needs: npm install axe-core, then AXE_CORE=.../axe.min.js")
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Any, page_file: Path, scheme: str, size: tuple[int, int]) -> None:
-    page = opened(browser, page_file, size, scheme)
+def test_axe_finds_nothing_serious(browser: Any, any_page: Path, scheme: str, size: tuple[int, int]) -> None:
+    page = opened(browser, any_page, size, scheme)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     page.evaluate(Path(AXE).read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")

@@ -16,8 +16,13 @@ TEMPLATE, STYLE = "page.html.j2", "page.css"
 
 def html(page: Page) -> str:
     """The whole file."""
+    return fill(TEMPLATE, page)
+
+
+def fill(template: str, page: object) -> str:
+    """A template of this folder, with what it shows and the style that all pages share."""
     style = (files(__package__) / STYLE).read_text(encoding="utf-8")
-    return _environment().get_template(TEMPLATE).render(page=page, style=style)
+    return _environment().get_template(template).render(page=page, style=style)
 
 
 @cache
