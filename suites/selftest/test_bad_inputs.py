@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -187,6 +188,16 @@ COMMAND_LINES: dict[str, tuple[tuple[str, ...], str, str]] = {
 def test_a_wrong_command_line_is_refused(run: Command, fault: str) -> None:
     words, cause, remedy = COMMAND_LINES[fault]
     assert refused(run(*words), cause, remedy)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [(["--limit"], "argument --limit: expected one argument"), (["--modell=x"], "unrecognized arguments: --modell=x")],
+)
+def test_what_pytest_itself_refuses_has_a_remedy_too(run: Command, words: list[str], cause: str) -> None:
+    outcome = run(*words)
+    assert outcome.returncode == 4
+    assert re.search(rf"{cause}\n(  \w+: .*\n)*  mend it: pytest --help", outcome.stderr), outcome.stderr
 
 
 HARNESS_COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
