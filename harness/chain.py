@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,20 @@ from harness.tolerances import Step
 IMAGES = 8
 """Of the data set, the first: what every stage is shown."""
 HELD_BYTES = 3 << 30
-"""Of stages that further cells may need; the last two are held whatever their size."""
+"""Of stages that further cells of the model may need; the last two are held whatever their size."""
 TORCH, ONNX, SIMPLIFIED, TYPED = "torch", "onnx", "simplified", "graph"
 
 Images = npt.NDArray[np.float32]
 Maps = Mapping[str, npt.NDArray[np.float32]]
 Infer = Callable[[Images], Maps]
+
+
+class Key(NamedTuple):
+    """Of what a stage is made: weights by their hash, or a graph by its path in the cache, for a batch."""
+
+    model: str
+    batch: int
+    made_of: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Maker:
 
     name: str
     step: Step
-    key: str | None
+    key: Key | None
     infer: Callable[[], AbstractContextManager[Infer]]
 
 
@@ -50,8 +59,8 @@ class Maker:
 class Shared:
     """What cells have in common: hops that were measured, and stages that the hops of further cells may begin at."""
 
-    _hops: dict[tuple[str, str], Hop] = field(default_factory=dict)
-    _stages: dict[str, Stage] = field(default_factory=dict)
+    _hops: dict[tuple[Key, Key], Hop] = field(default_factory=dict)
+    _stages: dict[Key, Stage] = field(default_factory=dict)
 
     def hop(self, dataset: Dataset, before: Maker, after: Maker, make: Callable[[Maker], Stage]) -> Hop:
         """The hop between two stages; what is not known of it is made."""
@@ -65,6 +74,7 @@ class Shared:
     def _stage(self, maker: Maker, make: Callable[[Maker], Stage]) -> Stage:
         if maker.key is None:
             return make(maker)
+        self._stages = {key: stage for key, stage in self._stages.items() if key.model == maker.key.model}
         found = self._stages.pop(maker.key, None) or make(maker)
         self._stages[maker.key] = found  # the last that was used is the last to go
         while len(self._stages) > 2 and sum(map(_bytes_of, self._stages.values())) > HELD_BYTES:
@@ -139,10 +149,10 @@ def _makers(pipeline: Pipeline, prepared: Prepared) -> Iterator[Maker]:
             module = load_module(pipeline.models[model], pipeline.config(model), path)
             yield lambda images: run_module(module, pipeline.head(model), images)
 
-        yield Maker(TORCH, "fp32", f"{model} {batch} {weights.sha256}", torch)
+        yield Maker(TORCH, "fp32", Key(model, batch, weights.sha256), torch)
     if prepared.engine.capabilities.source == "graph":
         for name, step, made in graphs(pipeline, prepared):
-            yield Maker(name, step, f"{model} {batch} {made.path}", partial(_in_reference, made.path))
+            yield Maker(name, step, Key(model, batch, str(made.path)), partial(_in_reference, made.path))
 
     @contextmanager
     def engine() -> Iterator[Infer]:

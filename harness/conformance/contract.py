@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.conformance.finding import Finding, measured
-from harness.conformance.metamorphic import SMALL_IMAGE, Check, same_outputs
+from harness.conformance.metamorphic import Check, same_outputs
 from harness.conformance.subject import Images, Maps, Session, Subject
 from harness.engines.base import first_line
 from harness.errors import DetgateError, EngineError, Missing
 
-# Inferences over which memory must not grow: of small images and of large ones.
-MANY_CALLS, FEW_CALLS = 200, 10
+# Inferences over which memory must not grow: where an image has up to this many pixels, and where it has more.
+SMALL_IMAGE, MANY_CALLS, FEW_CALLS = 512 * 512, 200, 10
 LEAKED = 1 / 8
 """Of the bytes that go in and out of a call: less than that is the allocator's own, more is a buffer that is kept."""
 REOPENINGS = 6

@@ -42,7 +42,7 @@ class Remembered:
 
     def __call__(self, images: Images) -> Maps:
         """Head maps of `images`; not to be written to."""
-        key = hashlib.sha256(images.tobytes()).hexdigest()
+        key = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
         if key not in self._known:
             self._known[key] = {name: values.copy() for name, values in self._infer(images).items()}
         return self._known[key]

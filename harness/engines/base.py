@@ -364,8 +364,9 @@ class Engine(ABC):
         return self.options.get(key, self.known_options[key].default)
 
     def number(self, key: str) -> int | None:
-        """The option `key` as a number; None where it is not set."""
-        return int(self.options[key]) if key in self.options else None
+        """The option `key`, or its default, as a number; None where that is the runtime's own."""
+        value = self.option(key)
+        return int(value) if value.isdecimal() else None
 
     def flags(self) -> dict[str, str]:
         """Build flags; part of every engine's cache key."""

@@ -10,6 +10,7 @@ from harness.errors import UsageError
 from harness.files import write_atomically
 from harness.judge.verdict import GREEN, Status, gravest
 from harness.report.grid import markdown_table
+from harness.report.page.sources import renamed
 from harness.report.results import CellResult, unwritable
 
 SUFFIXES = (".md", ".html")
@@ -39,6 +40,7 @@ class Section:
 
     id: str
     status: Status
+    known: bool
     summary: str
     ran: str
     lines: tuple[Line, ...]
@@ -76,6 +78,8 @@ class Page:
     @property
     def verdict(self) -> str:
         """In one line."""
+        if not self.cells:
+            return "no promise could be asked for: no engine of a chosen cell is here"
         held, broken = (sum(len(getattr(cell, kind)) for cell in self.cells) for kind in ("held", "broken"))
         unkept = f"{broken} not held" if broken else "all that could be asked are held"
         count = len(self.cells)
@@ -91,7 +95,7 @@ def require_suffix(file: Path) -> None:
     if file.suffix not in SUFFIXES:
         raise UsageError(
             f"--conformance-report {file}: wanted a file that ends in {' or '.join(SUFFIXES)}",
-            f"--conformance-report {file.with_suffix('.html')}",
+            f"--conformance-report {renamed(file, '.html')}",
         )
 
 
@@ -122,7 +126,7 @@ def markdown(cells: Sequence[CellResult], rerun: Rerun) -> str:
 
 
 def html(cells: Sequence[CellResult], rerun: Rerun) -> str:
-    """The same as one file that needs nothing else."""
+    """The same for people: one file that needs nothing else; figures stand in the sentences."""
     from harness.report.page.render import fill
 
     return fill("conformance.html.j2", _page(cells, rerun))
@@ -150,6 +154,7 @@ def _section(cell: CellResult, rerun: Rerun) -> Section:
     return Section(
         id=cell.id,
         status=cell.conformance.status,
+        known=bool(cell.conformance.known),
         summary=f"{held} of {asked} held. {ran}. Start: {cell.start}; SHA-256: {hashes}.{known}",
         ran=ran,
         lines=lines,

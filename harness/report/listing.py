@@ -49,8 +49,10 @@ def _engines(_baselines: Path) -> list[dict[str, Any]]:
             "precisions": list(able.precisions),
             "computes": dict(able.computes),
             "device": able.device,
+            "source": able.source,
+            "options": {key: option.text for key, option in engine.known_options.items()},
         }
-        rows.append(row | {"source": able.source, "options": list(engine.known_options)})
+        rows.append(row)
     return rows
 
 

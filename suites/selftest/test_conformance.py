@@ -195,6 +195,20 @@ class TimesNothing(Sound):
         return self.left
 
 
+class SpoiltByTiming(Sound):
+    """Once a call was prepared for timing, whatever is inferred after it is a little off."""
+
+    def prepare(self, images: Images) -> Callable[[], None]:
+        call = super().prepare(images)
+        self.aside = 1e-2
+
+        def timed() -> None:
+            call()
+            self.left = Sound().compute(images)
+
+        return timed
+
+
 class MisplacesTheRight(Sound):
     """Boxes in the right quarter of an image lie elsewhere."""
 
@@ -396,6 +410,7 @@ FAULTS = [
     (SharedScratch, {"second_session"}),
     (TimesSomethingElse, {"timed_call"}),
     (TimesNothing, {"timed_call"}),
+    (SpoiltByTiming, {"timed_call"}),
     (MisplacesTheRight, {"mirrored_boxes"}),
     (ShiftsBoxes, {"mirrored_aside"}),
     (IgnoresItsInput, {"brighter", "mirrored_boxes"}),

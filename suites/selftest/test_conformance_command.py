@@ -1,12 +1,16 @@
 """`pytest -m conformance` on a fake engine: verdicts, exit codes, the table, the report, and builds from nothing."""
 
 import re
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from harness.report import conformance as report
 from harness.report.results import results_schema
+from suites.selftest.conftest import Command
 from suites.selftest.fakes import Workplace
 from suites.selftest.pages import conformance_report
 from suites.selftest.test_gate import FP32, ONE, Outcome, run
@@ -83,6 +87,18 @@ def test_a_required_cell_has_to_answer_every_check(place: Workplace) -> None:
     assert run(place, *TIMED, "--require", FP32).code == 1
 
 
+# --- their order
+
+
+def test_all_checks_of_a_cell_follow_each_other_and_builds_come_last(suites_command: Command) -> None:
+    cells = ("--model", "*-mini", "--precision", "fp32", "--engine", "torch")
+    words = ("suites/conformance", "-m", "conformance", "--collect-only", "-q", *cells, "--rebuilds", "2")
+    told = suites_command(*words).stdout
+    found = re.findall(r"^suites/conformance/(\w+)\.py::\w+\[(\w+-mini)-fp32-torch", told, re.MULTILINE)
+    runs = [run for run, _ in groupby((file == "test_rebuilds", model) for file, model in found)]
+    assert runs == [(False, "paa-mini"), (False, "pisa-mini"), (True, "paa-mini"), (True, "pisa-mini")]
+
+
 # --- the report
 
 
@@ -111,6 +127,11 @@ def test_what_is_not_held_comes_first_in_the_report(tmp_path: Path) -> None:
     assert rows == ["invalid", "missing", "pass"]
     lines = conformance_report(tmp_path / "report.md").read_text().splitlines()
     assert [line.split(" | ")[1] for line in lines if line.startswith("| ")][2:] == ["INVALID", "MISSING", "PASS"]
+
+
+@pytest.mark.parametrize("write", [report.html, report.markdown])
+def test_a_report_of_nothing_does_not_say_that_all_is_held(write: Callable[..., str]) -> None:
+    assert "no promise could be asked for" in write([], lambda cell, check: "")
 
 
 def test_the_report_says_how_to_repeat_each_line(tmp_path: Path) -> None:

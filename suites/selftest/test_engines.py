@@ -280,20 +280,25 @@ def test_an_unknown_option_names_those_that_are_known(name: str) -> None:
         get_engine(name, {"colour": "red"})
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_every_value_that_an_option_claims_is_taken_and_another_is_not(name: str) -> None:
-    for key, option in get_engine(name).known_options.items():
-        for value in option.choices or ("0", "3"):
-            assert get_engine(name, {key: value}).option(key) == value
-        for wrong in ("", "-1", "1.5", "\N{SUPERSCRIPT TWO}", "CPU"):
-            with pytest.raises(UsageError, match=f"{name}.{key}: wanted {option.values}, found '{wrong}'"):
-                get_engine(name, {key: wrong})
+OPTIONS = [(name, key) for name in ENGINES for key in get_engine(name).known_options]
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_what_holds_where_nothing_is_set_is_what_is_told(name: str) -> None:
-    for key, option in get_engine(name).known_options.items():
-        assert get_engine(name).option(key) == option.default
+@pytest.mark.parametrize(("name", "key"), OPTIONS)
+def test_every_value_that_an_option_claims_is_taken_and_another_is_not(name: str, key: str) -> None:
+    option = get_engine(name).known_options[key]
+    for value in option.choices or ("0", "3"):
+        assert get_engine(name, {key: value}).option(key) == value
+    for wrong in ("", "-1", "1.5", "\N{SUPERSCRIPT TWO}", "CPU"):
+        with pytest.raises(UsageError, match=f"{name}.{key}: wanted {option.values}, found '{wrong}'"):
+            get_engine(name, {key: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "wanted"),
+    [("openvino", "threads", 0), ("tensorrt", "workspace_mb", 0), ("tensorrt", "optimization_level", None)],
+)
+def test_what_is_not_set_is_the_default_that_is_told(name: str, key: str, wanted: int | None) -> None:
+    assert get_engine(name).number(key) == wanted
 
 
 def test_a_wrong_value_is_refused_where_the_engine_is_not_installed() -> None:

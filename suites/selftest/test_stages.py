@@ -168,11 +168,20 @@ def test_cells_that_share_stages_cost_what_each_costs_alone(
         assert list(chain.measure(pipeline, cell, shared=shared)) == list(chain.measure(pipeline, cell))
 
 
+PAA = Cell("paa-mini", "fp32", "onnxruntime")
+
+
 @pytest.mark.parametrize(
-    ("held", "runs"), [(chain.HELD_BYTES, [4, 0, 1, 0]), (0, [4, 0, 1, 1])], ids=["all held", "two held"]
+    ("cells", "held", "runs"),
+    [
+        (WAYS, chain.HELD_BYTES, [4, 0, 1, 0]),
+        (WAYS, 0, [4, 0, 1, 1]),  # the last two stages are held
+        ([CELL, PAA, CELL], chain.HELD_BYTES, [4, 4, 1]),  # those of another model are not
+    ],
+    ids=["all held", "two held", "another model"],
 )
 def test_what_cells_have_in_common_is_made_once(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, held: int, runs: list[int]
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, cells: list[Cell], held: int, runs: list[int]
 ) -> None:
     made: list[str] = []
     stage_of = chain.Stage
@@ -184,18 +193,12 @@ def test_what_cells_have_in_common_is_made_once(
     monkeypatch.setattr(chain, "HELD_BYTES", held)
     monkeypatch.setattr(chain, "Stage", counted)
     shared, counts = chain.Shared(), []
-    for cell in WAYS:
+    for cell in cells:
         made.clear()
         list(chain.measure(pipeline, cell, shared=shared))
         assert made.pop() == cell.engine
         counts.append(len(made))
     assert counts == runs
-
-
-def test_models_share_no_stages(pipeline: Pipeline) -> None:
-    shared = chain.Shared()
-    for cell in (CELL, Cell("paa-mini", "fp32", "onnxruntime")):
-        assert list(chain.measure(pipeline, cell, shared=shared)) == list(chain.measure(pipeline, cell))
 
 
 def test_an_engine_that_breaks_is_the_last_hop(session_cache: Path, boxes_too_large: None) -> None:

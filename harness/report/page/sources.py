@@ -76,10 +76,16 @@ def require_target(target: Path, option: str) -> None:
     """
     if target.suffix != SUFFIX:
         found = f"found '{target.suffix}'" if target.suffix else "found none"
+        flag = option.split()[0]
         raise UsageError(
-            f"{option} {target}: wanted a file that ends in {SUFFIX}, {found}", f"{option} {target.with_suffix(SUFFIX)}"
+            f"{flag} {target}: wanted a file that ends in {SUFFIX}, {found}", f"{flag} {renamed(target, SUFFIX)}"
         )
     require_writable(target, option)
+
+
+def renamed(target: Path, suffix: str) -> Path:
+    """The same path with this suffix; `report` where it names no file."""
+    return target.parent / f"{target.stem or 'report'}{suffix}"
 
 
 def gather_sources(request: Request) -> Sources:
