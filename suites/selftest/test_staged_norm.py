@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from onnxruntime import InferenceSession
 
 from harness.engines import get_engine
+from harness.engines.reference import run_graph
 from harness.model.staged_norm import staged_norm
 from harness.pipeline import Cell, Pipeline
 
@@ -76,6 +77,11 @@ def test_onnx_runtime_on_the_cpu_builds_the_staged_one(pipeline: Pipeline) -> No
     assert prepared.source.graph is not None
     assert "InstanceNormalization" in {node.op_type for node in onnx.load(prepared.source.graph).graph.node}
     assert "InstanceNormalization" not in {node.op_type for node in onnx.load(prepared.file.path).graph.node}
+
+
+def test_the_reference_that_engines_are_held_to_computes_the_staged_one(values: npt.NDArray[np.float32]) -> None:
+    found = run_graph(group_norm(), values)["y"]
+    np.testing.assert_array_equal(found, run(staged_norm(group_norm()), values))
 
 
 def test_a_providers_own_group_norm_is_left_to_it() -> None:
