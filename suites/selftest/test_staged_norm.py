@@ -84,5 +84,14 @@ def test_the_reference_that_engines_are_held_to_computes_the_staged_one(values: 
     np.testing.assert_array_equal(found, run(staged_norm(group_norm()), values))
 
 
+def test_it_does_so_for_the_graph_as_it_is_exported(pipeline: Pipeline) -> None:
+    graph = onnx.load(pipeline.exported("paa-mini", pipeline.checkpoint("paa-mini")).path)
+    images = pipeline.check_images("paa-mini")[:2]
+    found, staged = run_graph(graph, images), staged_norm(onnx.shape_inference.infer_shapes(graph, data_prop=True))
+    assert "InstanceNormalization" not in {node.op_type for node in staged.graph.node}
+    wanted = InferenceSession(staged.SerializeToString()).run(None, {graph.graph.input[0].name: images})
+    assert all((one == other).all() for one, other in zip(found.values(), wanted, strict=True))
+
+
 def test_a_providers_own_group_norm_is_left_to_it() -> None:
     assert "group_norm" not in get_engine("onnxruntime", {"provider": "cuda"}).flags()
