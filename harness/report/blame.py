@@ -17,7 +17,7 @@ from harness.measure.hops import Hop
 from harness.report.grid import Format, markdown_table, text_table
 from harness.tolerances import TOLERANCES
 
-HOPS = ("hop", "output", "relative", "at most", "mean", "largest", "cosine", "AP", "change", "boxes kept")
+HOPS = ("hop", "output", "relative", "at most", "mean", "largest", "cosine", "AP", "change", "kept")
 RANGES = ("tensor", "side", "lowest", "highest", "zeros", "saturated", "Inf", "NaN")
 NEARBY = ("layer", "type", "relative", "")
 BAR = 24

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.blame.case import blame
 from harness.detect.dataset import COCO_CLASSES
 from harness.detect.decode import Boxes, make_decoder
 from harness.detect.preprocess import preprocess_batch
@@ -198,6 +199,14 @@ def test_every_output_of_an_engine_agrees_with_torch(place: Place, engine: str) 
     print(f"{prepared.cell.id}: worst output {found[0].output}, {found[0].relative:.1e} (relative L2) off torch's")
     assert len(found) == len(wanted)
     assert max(one.relative for one in found) <= EXPLAINED["fp32"][1]
+
+
+def test_blame_finds_no_layer_that_departs_in_a_sound_engine(place: Place) -> None:
+    pipeline = Pipeline(dataclasses.replace(place.settings, batch_size=1))
+    found = blame(pipeline, Cell(place.model, "fp32", "onnxruntime"), None, print)
+    assert found.broken is None
+    assert found.found is not None
+    assert not found.found.departs, found.found.seen
 
 
 def test_the_matching_can_fail() -> None:
