@@ -28,8 +28,8 @@ def test_on_a_cpu_only_what_is_native_has_cells() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"aotinductor\.device=tpu: wanted cpu or cuda"):
-        get_engine("aotinductor", {"device": "tpu"}).available()
+    with pytest.raises(UsageError, match=r"aotinductor\.device: wanted cpu or cuda, found 'tpu'"):
+        get_engine("aotinductor", {"device": "tpu"})
 
 
 def test_without_a_compiler_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
