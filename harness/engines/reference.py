@@ -36,8 +36,9 @@ def run_graph(model: "onnx.ModelProto", images: Images) -> Maps:
 
 
 def open_graph(model: "onnx.ModelProto") -> Callable[[Images], Maps]:
-    """What runs an ONNX model on the CPU on one batch of images after another; group norms in stages, since ONNX
-    Runtime's own kernel is further off at full size (1.2e-5, PAA) than a layer of an engine may be.
+    """What runs an ONNX model on the CPU on one batch of images `[N, 3, H, W]` after another: its outputs by name.
+
+    Group norms run in stages: ONNX Runtime's own kernel is further off at full size (1.2e-5, PAA) than a layer may be.
 
     Raises:
         GraphError: ONNX Runtime refuses the graph; when called, the graph does not take these images.

@@ -70,7 +70,8 @@ def _staged(norm: "onnx.NodeProto", graph: "onnx.GraphProto", opset: int) -> "li
         return mean_over(2, mean_over(3, values, f"{name}/parts"), name)
 
     epsilon = constant(
-        f"{y}/epsilon", np.array(next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5), np.float32)
+        f"{y}/epsilon",
+        np.array(next((a.f for a in norm.attribute if a.name == "epsilon"), DEFAULT_EPSILON), np.float32),
     )
     staged = constant(f"{y}/staged", np.array([0, 0, STAGES, -1], np.int64))
     whole = constant(f"{y}/whole", np.array([0, 0, -1], np.int64))

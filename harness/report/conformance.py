@@ -41,10 +41,15 @@ class Section:
     id: str
     status: Status
     known: bool
-    summary: str
     ran: str
+    made_of: str
     lines: tuple[Line, ...]
     command: str
+
+    @property
+    def summary(self) -> str:
+        """The number of promises held, and what was examined."""
+        return f"{len(self.held)} of {len(self.held) + len(self.broken)} held. {self.ran}. {self.made_of}"
 
     @property
     def held(self) -> list[Line]:
@@ -79,7 +84,7 @@ class Page:
     def verdict(self) -> str:
         """In one line."""
         if not self.cells:
-            return "no promise could be asked for: no engine of a chosen cell is here"
+            return "no promise could be asked for: the table of the run says what is missing, and what mends it"
         held, broken = (sum(len(getattr(cell, kind)) for cell in self.cells) for kind in ("held", "broken"))
         unkept = f"{broken} not held" if broken else "all that could be asked are held"
         count = len(self.cells)
@@ -143,20 +148,17 @@ def _section(cell: CellResult, rerun: Rerun) -> Section:
         Line(name, c.status, c.reason, _number(c.figure), _number(c.expected), rerun(cell, name))
         for name, c in checks.items()
     )
-    held = sum(check.status in GREEN for check in checks.values())
-    asked = sum(check.status is not Status.MISSING for check in checks.values())
     hashes = ", ".join(
         f"{name} {sha256[:HASH_DIGITS]}" for name, sha256 in cell.artifacts.model_dump().items() if sha256
     )
     options = "".join(f", {name}={value}" for name, value in cell.options.items())
-    ran = f"{cell.engine} {cell.engine_version}{options}: {cell.precision_ran} on {cell.device}, batch {cell.batch}"
     known = f" Known: {cell.conformance.known}." if cell.conformance.known else ""
     return Section(
         id=cell.id,
         status=cell.conformance.status,
         known=bool(cell.conformance.known),
-        summary=f"{held} of {asked} held. {ran}. Start: {cell.start}; SHA-256: {hashes}.{known}",
-        ran=ran,
+        ran=f"{cell.engine} {cell.engine_version}{options}: {cell.precision_ran} on {cell.device}, batch {cell.batch}",
+        made_of=f"Start: {cell.start}; SHA-256: {hashes}.{known}",
         lines=lines,
         command=rerun(cell, ANY_CHECK),
     )
