@@ -1,14 +1,13 @@
-"""Takes settings and a cell; gives every step of its way from weights to metrics, lazy and cached."""
+"""Takes settings and a cell; gives every step of its way from weights to an open engine, lazy and cached."""
 
 import dataclasses
 import functools
 import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +16,26 @@ from harness import cache as caching
 from harness.cache import Artifact, Cache
 from harness.detect.dataset import COCO_CLASSES, Dataset, load_coco, require_classes
 from harness.detect.decode import Decoder, make_decoder, output_shapes
-from harness.detect.journal import Journal
 from harness.detect.preprocess import Geometry, preprocess_batch
-from harness.detect.run import Progress, Run, parts_of, run, silent
-from harness.engines import ENGINES, Engine, Inspection, Session, Source, get_engine
+from harness.engines import ENGINES, Engine, Session, Source, get_engine
 from harness.engines.reference import require_graph_checks, run_graph
 from harness.environment import collect
-from harness.errors import DetgateError, EngineError, GraphError, InvalidRun, Missing, ResultsError, UsageError
-from harness.judge import record as records
-from harness.judge.accuracy import require_every_image
-from harness.judge.record import Artifacts, DatasetIdentity, Record, Recorded, Start
-from harness.measure.evaluate import NUMBERS, CocoMetrics, evaluate
+from harness.errors import DetgateError, EngineError, GraphError, InvalidRun, Missing, UsageError
+from harness.judge.record import Start
 from harness.model import checkpoint, export, graph
 from harness.model.checkpoint import RANDOM_WEIGHTS, Weights
 from harness.model.mmdet import HeadSpec, InputSpec, describe_head, describe_input, load_config, load_module
 from harness.model.parity import deviations
-from harness.model.registry import PRECISIONS, SHIPPED_BASELINES, ModelSpec, Precision, load_models, select
+from harness.model.registry import (
+    PRECISIONS,
+    SHIPPED_BASELINES,
+    DatasetChoice,
+    DatasetName,
+    ModelSpec,
+    Precision,
+    load_models,
+    select,
+)
 from harness.tolerances import EXPLAINED
 
 if TYPE_CHECKING:
@@ -47,8 +50,7 @@ EMBEDDED = Path(__file__).resolve().parents[1] / "fixtures" / "mini"
 RECIPE = 2
 CHECK_IMAGES = 2
 CALIBRATION_IMAGES = 64
-JOURNAL = "journal"
-CALIBRATION_BATCH = {"mini": 8, "coco2017": 1}
+CALIBRATION_BATCH: Mapping[DatasetName, int] = {"mini": 8, "coco2017": 1}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Settings:
     cache_dir: Path = field(default_factory=caching.default_directory)
     checkpoints: Path = Path("checkpoints")
     data_dir: Path = Path("coco")
-    dataset: Literal["auto", "mini", "coco2017"] = "auto"
+    dataset: DatasetChoice = "auto"
     batch_size: int | None = None
     limit: int | None = None
     onnx: Path | None = None
@@ -105,47 +107,13 @@ class Prepared:
         return {"weights": weights, "onnx": self.onnx_sha256, "engine": self.file.sha256}
 
 
-@dataclass(frozen=True)
-class AccuracyRun:
-    """A cell's detections on a data set, scored, with what really ran."""
-
-    prepared: Prepared
-    dataset: Dataset
-    run: Run
-    metrics: CocoMetrics
-    inspection: Inspection
-
-    @functools.cached_property
-    def recorded(self) -> Recorded:
-        """What later runs are compared with."""
-        prepared, detections = self.prepared, self.run.detections
-        cell, data = prepared.cell, self.dataset
-        made = Record(
-            id=cell.id,
-            model=cell.model,
-            precision=cell.precision,
-            engine=cell.engine,
-            engine_version=prepared.engine.version(),
-            options=prepared.engine.flags(),
-            batch=prepared.source.batch,
-            start=prepared.start,
-            precision_ran=self.inspection.dominant,
-            device=self.inspection.device,
-            dataset=DatasetIdentity(name=data.name, images=len(data.images), sha256=data.sha256),
-            artifacts=Artifacts(**prepared.artifacts),
-            metrics={name: getattr(self.metrics, name) for name in NUMBERS},
-            detections=records.sha256_of(detections),
-        )
-        return Recorded(made, detections)
-
-
 def _once(method: Callable[..., T]) -> Callable[..., T]:
     """Memoise a method per instance and arguments."""
     name = method.__name__
 
     @functools.wraps(method)
     def wrapper(self: "Pipeline", *args: object) -> T:
-        return self._remember((name, *args), lambda: method(self, *args))
+        return self.remember((name, *args), lambda: method(self, *args))
 
     return wrapper
 
@@ -171,7 +139,7 @@ class Pipeline:
             if path is not None and not path.is_file():
                 raise UsageError(f"no file {path}", "check the path given to --onnx or --engine-file")
 
-    def _remember(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+    def remember(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """What `make` gave or raised the first time: a failure of hours is not repeated for the next check."""
         if key not in self._made:
             try:
@@ -291,7 +259,8 @@ class Pipeline:
 
     # --- graph
 
-    def _recipe(self, step: str, *packages: str) -> dict[str, str | int]:
+    def recipe(self, step: str, *packages: str) -> dict[str, str | int]:
+        """What a cached step depends on before its own inputs: its name, this code's recipe, versions of packages."""
         versions = collect().versions
         return {"step": step, "recipe": RECIPE, **{name: versions.get(name, "none") for name in packages}}
 
@@ -315,7 +284,7 @@ class Pipeline:
             module = load_module(spec, self.config(model), weights.path)
             export.export(module, self.head(model), spec.input.name, self.check_images(model), run_graph, target)
 
-        inputs = self._recipe("export", "torch", "mmdet", "mmcv", "onnx") | self._model_identity(spec, weights)
+        inputs = self.recipe("export", "torch", "mmdet", "mmcv", "onnx") | self._model_identity(spec, weights)
         return self.cache.artifact("onnx", inputs, f"{model}.onnx", make)
 
     def _given_or_exported(self, model: str, weights: Weights | None) -> tuple[Path, str]:
@@ -336,7 +305,7 @@ class Pipeline:
             graph.checked("simplify", before, after, self.check_images(model), run_graph)
             _save(after, target)
 
-        inputs = self._recipe("simplify", "onnx", "onnxsim") | {"onnx": sha256}
+        inputs = self.recipe("simplify", "onnx", "onnxsim") | {"onnx": sha256}
         return self.cache.artifact("simplified", inputs, f"{model}.onnx", make)
 
     def _loaded_graph(self, model: str, path: Path) -> "onnx.ModelProto":
@@ -371,7 +340,7 @@ class Pipeline:
             graph.checked(precision, before, after, self.check_images(model), run_graph)
             _save(after, target)
 
-        inputs = self._recipe(precision, "onnx", "onnxruntime", "opencv") | {
+        inputs = self.recipe(precision, "onnx", "onnxruntime", "opencv") | {
             "graph": base.sha256,
             "scheme": scheme,
             "preprocess": dataclasses.asdict(self.input_spec(model)),
@@ -392,7 +361,7 @@ class Pipeline:
             graph.check_batch(before, after, batch, self.check_images(model), run_graph)
             _save(after, target)
 
-        inputs = self._recipe("batch", "onnx") | {"graph": base.sha256, "batch": batch}
+        inputs = self.recipe("batch", "onnx") | {"graph": base.sha256, "batch": batch}
         return self.cache.artifact("graph", inputs, f"{model}.{precision}.b{batch}.onnx", make)
 
     @_once
@@ -505,7 +474,7 @@ class Pipeline:
         if engine.capabilities.source == "graph":
             base = self.fixed(cell.model, precision, scheme, weights, self.batch(cell))
         source = self._source(cell, weights, base.path if base else None)
-        inputs = self._recipe("engine") | {
+        inputs = self.recipe("engine") | {
             "engine": engine.name,
             "precision": cell.precision,
             "version": engine.version(),
@@ -587,9 +556,9 @@ class Pipeline:
                     raise
             return session
 
-    # --- figures
+    # --- data
 
-    def dataset_name(self, model: str) -> Literal["mini", "coco2017"]:
+    def dataset_name(self, model: str) -> DatasetName:
         """--dataset, or the model's own."""
         chosen = self.settings.dataset
         return self.models[model].dataset if chosen == "auto" else chosen
@@ -618,67 +587,6 @@ class Pipeline:
     @_once
     def _loaded(self, name: str) -> Dataset:
         return load_dataset(name, self.settings.data_dir)
-
-    def accuracy(self, cell: Cell, progress: Progress = silent) -> AccuracyRun:
-        """The cell's COCO metrics on its data set; made once per cell.
-
-        Raises:
-            Missing: engine, checkpoint or data are not here.
-            InvalidRun: NaN, images lost, or another precision ran than claimed.
-        """
-        return self._remember(("accuracy", cell), lambda: self._measured(cell, progress))
-
-    def _measured(self, cell: Cell, progress: Progress) -> AccuracyRun:
-        self.require(cell)
-        dataset = self.dataset(cell.model)
-        prepared = self.prepare(cell)
-        spec, decoder, batch = self.input_spec(cell.model), self.decoder(cell.model), prepared.source.batch
-        with self.opened(prepared) as session, self._journal(prepared, dataset) as journal:
-            inspection = session.inspect()
-            result = run(dataset, session, spec, decoder, batch, progress, journal)
-        processed = [int(image) for image in result.detections.images]
-        require_every_image(cell.id, [record.id for record in dataset.images], processed)
-        start = time.perf_counter()
-        metrics = evaluate(dataset, result.detections)
-        seconds = {**result.seconds, "evaluate": time.perf_counter() - start}
-        made = AccuracyRun(prepared, dataset, dataclasses.replace(result, seconds=seconds), metrics, inspection)
-        self._keep_record(made)
-        return made
-
-    def _keep_record(self, made: AccuracyRun) -> None:
-        """What the cell's figures were made from, under --record, for whoever compares or draws them."""
-        if self.settings.record is None:
-            return
-        folder = self.settings.record / made.prepared.cell.id
-        try:
-            records.keep(folder, made.recorded, made.metrics.curves)
-        except OSError as error:
-            raise ResultsError(
-                f"cannot write to {folder}: {error.strerror}", "give a writable path: --record DIR"
-            ) from error
-
-    @contextmanager
-    def _journal(self, prepared: Prepared, dataset: Dataset) -> Iterator[Journal | None]:
-        """What a killed run of the same engine file, data and device left, to go on from; and where to keep more."""
-        model, batch = prepared.cell.model, prepared.source.batch
-        inputs = self._recipe("run") | {
-            "cell": prepared.cell.id,
-            "engine": prepared.engine.name,
-            "file": prepared.file.sha256,
-            "version": prepared.engine.version(),
-            "flags": prepared.engine.flags(),
-            "device": collect().fingerprint,
-            "code": {"detect": sources_digest(), "engine": prepared.engine.code()},
-            "head": dataclasses.asdict(self.head(model)),
-            "preprocess": dataclasses.asdict(self.input_spec(model)),
-            "batch": batch,
-            "dataset": dataset.sha256,
-        }
-        with self.cache.unfinished("run", inputs) as directory:
-            if directory is not None and not self.settings.resume:
-                (directory / JOURNAL).unlink(missing_ok=True)
-            wanted = [[record.id for record in part] for part in parts_of(dataset, batch)]
-            yield Journal(directory / JOURNAL, wanted) if directory is not None else None
 
     def timing_images(self, prepared: Prepared) -> Images:
         """One full batch of images, repeated as often as the batch needs."""
@@ -710,13 +618,6 @@ def _given(option: str, path: Path | None) -> Iterator[None]:
         if path is None:
             raise
         raise UsageError(f"{option} {path} cannot be used: {error.cause}", error.remedy) from error
-
-
-@functools.cache
-def sources_digest() -> str:
-    """SHA-256 of the code that turns images into detections: a run is not taken up again by other code."""
-    room = Path(__file__).parent / "detect"
-    return caching.digest({str(file.relative_to(room)): caching.sha256_of(file) for file in room.rglob("*.py")})
 
 
 def _save(model: "onnx.ModelProto", target: Path) -> None:

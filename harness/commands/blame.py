@@ -20,6 +20,7 @@ from harness.commands.shared import (
     data_dir_of,
     tell,
 )
+from harness.model.registry import DATASETS
 
 BLAMED = Path("results/blame")
 
@@ -52,7 +53,7 @@ def add(commands: Commands) -> None:
     add_engine_option(blame, "--engine-option", "set an engine's option, e.g. onnxruntime.provider=cuda; repeatable")
     blame.add_argument(
         "--dataset",
-        choices=("auto", "mini", "coco2017"),
+        choices=DATASETS,
         default="auto",
         help="auto (default): the embedded set for mini models, COCO for the others",
     )

@@ -12,6 +12,10 @@ from harness.errors import SpecError, UsageError
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DatasetName = Literal["mini", "coco2017"]
+DatasetChoice = Literal["auto", DatasetName]
+"""`auto`: the model's own."""
+DATASETS: tuple[DatasetChoice, ...] = get_args(DatasetChoice)
 
 SHIPPED_BASELINES = Path(__file__).resolve().parents[2] / "baselines"
 SCHEMA_FILE = "model.schema.json"
@@ -88,7 +92,7 @@ class ModelSpec(_Strict):
     )
     overrides: dict[str, Any] = Field(default_factory=dict, description="dotted config keys and their new values")
     checkpoint: Checkpoint
-    dataset: Literal["mini", "coco2017"]
+    dataset: DatasetName
     input: ModelInput
     batch: Batch
     tolerance: Tolerance = Field(default_factory=Tolerance)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.accuracy_run import AccuracyRun
 from harness.engines.base import DeviceTimer
 from harness.environment import collect
 from harness.errors import ResultsError
@@ -21,7 +22,7 @@ from harness.judge.verdict import Kind, Status, Verdict, gravest
 from harness.measure.hops import Hop
 from harness.measure.throughput import Speeds, Throughput
 from harness.model.registry import Precision, first_fault
-from harness.pipeline import AccuracyRun, Cell, Prepared
+from harness.pipeline import Cell, Prepared
 from harness.tolerances import TOLERANCES
 
 SCHEMA_FILE = "results.schema.json"

@@ -4,9 +4,10 @@ import pytest
 
 from fixtures import commands
 from fixtures.cells import Conclude
+from harness.accuracy_run import AccuracyRun
 from harness.judge import accuracy, baseline
 from harness.judge.accuracy import METRICS, Metric
-from harness.pipeline import AccuracyRun, Cell, Pipeline
+from harness.pipeline import Cell, Pipeline
 from harness.report.results import PROPOSAL, accuracy_facts
 
 pytestmark = pytest.mark.accuracy

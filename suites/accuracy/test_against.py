@@ -4,9 +4,10 @@ import pytest
 
 from fixtures.cells import Conclude
 from fixtures.gate import gate_of
+from harness.accuracy_run import AccuracyRun
 from harness.judge import previous
 from harness.judge.previous import Pair
-from harness.pipeline import AccuracyRun, Cell
+from harness.pipeline import Cell
 from harness.report.results import accuracy_facts
 
 pytestmark = [pytest.mark.accuracy, pytest.mark.against]

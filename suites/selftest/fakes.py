@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from harness import pipeline
+from harness import accuracy_run, pipeline
 from harness.detect.dataset import ANNOTATION_FILE, Dataset
 from harness.detect.run import Run, run
 from harness.engines.base import Capabilities, Engine, Images, Inspection, Layer, Maps, Session, Source
@@ -186,7 +186,7 @@ def losing(run: Callable[..., Run], count: int) -> Callable[..., Run]:
 def pytest_configure(config: pytest.Config) -> None:
     ENGINES[NAME] = f"{PLUGIN}:FakeEngine"
     if "lost" in faults():
-        vars(pipeline)["run"] = losing(run, int(faults()["lost"] or 1))
+        vars(accuracy_run)["run"] = losing(run, int(faults()["lost"] or 1))
 
 
 # --- the toy model and its images

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from harness.accuracy_run import measure_accuracy
 from harness.engines import ENGINES, Engine, Inspection, Session, base, get_engine, onnxruntime, openvino, torch
 from harness.engines.base import Images, Layer, Maps
 from harness.engines.table import parse_options
@@ -764,4 +765,4 @@ def test_calls_are_timed_by_the_given_clock(tmp_path: Path, monkeypatch: pytest.
 def test_the_fake_engine_passes_the_checks_that_real_ones_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "fake", "suites.selftest.fakes:FakeEngine")
     pipeline = Pipeline(Workplace.make(tmp_path).settings())
-    assert pipeline.accuracy(Cell("toy", "fp16", "fake")).metrics.map_50_95 == 1.0
+    assert measure_accuracy(pipeline, Cell("toy", "fp16", "fake")).metrics.map_50_95 == 1.0

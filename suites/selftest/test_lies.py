@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from harness.accuracy_run import measure_accuracy
 from harness.engines import aotinductor, get_engine, igie, ixrt, openvino
 from harness.engines import onnxruntime as onnxruntime_engine
 from harness.engines.base import Images, Maps
@@ -59,7 +60,7 @@ class Stage:
 
     def measure(self, precision: Precision = "fp32", model: str = MODEL, **changes: Any) -> None:
         """As `pytest -m accuracy` measures a cell, with the settings changed."""
-        self.pipeline(limit=BATCH, **changes).accuracy(Cell(model, precision, self.engine))
+        measure_accuracy(self.pipeline(limit=BATCH, **changes), Cell(model, precision, self.engine))
 
     def file(self, precision: Precision = "fp32") -> Path:
         """The engine file of an honest cell."""
@@ -376,10 +377,10 @@ def test_what_was_replaced_is_not_used(
 
 def test_images_that_an_inspected_engine_does_not_compute_cost_ap(stage_of: Callable[[str], Stage]) -> None:
     stage, cell = stage_of("onnxruntime"), Cell(MODEL, "fp32", "onnxruntime")
-    honest = stage.pipeline(limit=8).accuracy(cell).metrics.map_50_95
+    honest = measure_accuracy(stage.pipeline(limit=8), cell).metrics.map_50_95
     session = onnxruntime_engine._OnnxRuntimeSession
     stage.patch.setattr(session, "_infer", repeating_the_first(session._infer))
-    assert stage.pipeline(limit=8).accuracy(cell).metrics.map_50_95 < 0.7 * honest
+    assert measure_accuracy(stage.pipeline(limit=8), cell).metrics.map_50_95 < 0.7 * honest
 
 
 def test_the_gate_calls_a_lie_invalid_and_names_the_cell(

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from harness import accuracy_run
 from harness import pipeline as pipeline_module
+from harness.accuracy_run import measure_accuracy
 from harness.detect.detections import Detections
 from harness.detect.run import run
 from harness.engines import ENGINES, get_engine
@@ -290,8 +292,8 @@ def test_random_weights_build_another_engine(pipeline: Pipeline, place: Workplac
 
 
 def test_a_cell_is_measured_once_for_all_its_metrics(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    with counted(monkeypatch, pipeline_module, "run") as runs:
-        assert pipeline.accuracy(FP32) is pipeline.accuracy(FP32)
+    with counted(monkeypatch, accuracy_run, "run") as runs:
+        assert measure_accuracy(pipeline, FP32) is measure_accuracy(pipeline, FP32)
     assert len(runs) == 1
 
 
@@ -299,8 +301,8 @@ def test_the_images_of_a_data_set_are_read_once_for_all_cells(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with counted(monkeypatch, pipeline_module, "load_coco") as loads:
-        pipeline.accuracy(FP32)
-        pipeline.accuracy(FP16)
+        measure_accuracy(pipeline, FP32)
+        measure_accuracy(pipeline, FP16)
     assert len(loads) == 1
 
 
@@ -317,24 +319,24 @@ def test_a_build_that_fails_leaves_nothing_in_the_cache(
 
 
 def test_the_boxes_of_every_image_are_scored(pipeline: Pipeline) -> None:
-    made = pipeline.accuracy(FP32)
+    made = measure_accuracy(pipeline, FP32)
     assert (made.metrics.images, made.metrics.detections, made.metrics.map_50_95) == (12, 12, 1.0)
 
 
 def test_boxes_that_are_not_seen_lower_ap(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     with_fault(monkeypatch, "blind")
-    per_class = pipeline.accuracy(FP32).metrics.per_class
+    per_class = measure_accuracy(pipeline, FP32).metrics.per_class
     assert per_class == {"blue": 1.0, "green": 1.0, "red": 0.0}
 
 
 def test_progress_is_told(pipeline: Pipeline) -> None:
     told: list[tuple[int, int]] = []
-    pipeline.accuracy(FP32, lambda done, total: told.append((done, total)))
+    measure_accuracy(pipeline, FP32, lambda done, total: told.append((done, total)))
     assert told == [(8, 12), (12, 12)]
 
 
 def test_a_limit_cuts_the_data_set(place: Workplace) -> None:
-    made = Pipeline(place.settings(limit=5)).accuracy(FP32)
+    made = measure_accuracy(Pipeline(place.settings(limit=5)), FP32)
     assert (len(made.dataset.images), made.metrics.images) == (5, 5)
 
 
@@ -354,18 +356,18 @@ def broken_off(pipeline: Pipeline, cell: Cell, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(FakeSession, "_infer", infer)
         with pytest.raises(Stopped):
-            pipeline.accuracy(cell)
+            measure_accuracy(pipeline, cell)
 
 
 def test_a_run_that_was_broken_off_is_taken_up_again(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = place.settings(batch_size=1)
-    whole = Pipeline(place.settings(batch_size=1, cache_dir=place.root / "other")).accuracy(FP32)
+    whole = measure_accuracy(Pipeline(place.settings(batch_size=1, cache_dir=place.root / "other")), FP32)
     for round_ in range(3):
         broken_off(Pipeline(settings), FP32, monkeypatch)
         kept = [entry for entry in Pipeline(settings).cache.entries() if entry.kind == "run"]
         assert [entry.inputs["cell"] for entry in kept] == [FP32.id], round_
     with counted(monkeypatch, FakeSession, "_infer") as calls:
-        made = Pipeline(settings).accuracy(FP32)
+        made = measure_accuracy(Pipeline(settings), FP32)
     assert made.run.detections.identical(whole.run.detections)
     assert 0 < made.run.resumed == len(made.dataset.images) - len(calls)
     assert [entry for entry in Pipeline(settings).cache.entries() if entry.kind == "run"] == []
@@ -375,14 +377,14 @@ def test_a_run_is_not_taken_up_again_by_other_settings_or_where_that_is_not_want
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_off(Pipeline(place.settings(batch_size=1)), FP32, monkeypatch)
-    assert Pipeline(place.settings(batch_size=2)).accuracy(FP32).run.resumed == 0
-    assert Pipeline(place.settings(batch_size=1, limit=7)).accuracy(FP32).run.resumed == 0
-    assert Pipeline(place.settings(batch_size=1)).accuracy(FP16).run.resumed == 0
-    assert Pipeline(place.settings(batch_size=1, resume=False)).accuracy(FP32).run.resumed == 0
+    assert measure_accuracy(Pipeline(place.settings(batch_size=2)), FP32).run.resumed == 0
+    assert measure_accuracy(Pipeline(place.settings(batch_size=1, limit=7)), FP32).run.resumed == 0
+    assert measure_accuracy(Pipeline(place.settings(batch_size=1)), FP16).run.resumed == 0
+    assert measure_accuracy(Pipeline(place.settings(batch_size=1, resume=False)), FP32).run.resumed == 0
 
 
 def test_detections_and_curves_are_kept_where_a_record_is_wanted(place: Workplace) -> None:
-    made = Pipeline(place.settings(record=place.root / "record")).accuracy(FP32)
+    made = measure_accuracy(Pipeline(place.settings(record=place.root / "record")), FP32)
     folder = place.root / "record" / FP32.id
     assert Detections.load(folder / "detections.npz").identical(made.run.detections)
     assert Curves.load(folder / "curves.npz").precision.tobytes() == made.metrics.curves.precision.tobytes()
@@ -391,17 +393,17 @@ def test_detections_and_curves_are_kept_where_a_record_is_wanted(place: Workplac
 def test_a_record_that_cannot_be_written_names_its_option(place: Workplace) -> None:
     (place.root / "record").write_text("a file")
     with pytest.raises(ResultsError, match=r"cannot write to .*record.*\n.*--record DIR"):
-        Pipeline(place.settings(record=place.root / "record")).accuracy(FP32)
+        measure_accuracy(Pipeline(place.settings(record=place.root / "record")), FP32)
 
 
 def test_the_seconds_of_all_stages_are_kept(pipeline: Pipeline) -> None:
-    assert set(pipeline.accuracy(FP32).run.seconds) == {"preprocess", "infer", "decode", "wall", "evaluate"}
+    assert set(measure_accuracy(pipeline, FP32).run.seconds) == {"preprocess", "infer", "decode", "wall", "evaluate"}
 
 
 def test_a_lost_image_is_invalid(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "run", losing(run, 1))
+    monkeypatch.setattr(accuracy_run, "run", losing(run, 1))
     with pytest.raises(InvalidRun, match="12 images once, found 11 processed, 1 lost"):
-        pipeline.accuracy(FP32)
+        measure_accuracy(pipeline, FP32)
 
 
 @pytest.mark.parametrize(
@@ -412,15 +414,15 @@ def test_a_run_that_means_nothing_is_invalid(
 ) -> None:
     with_fault(monkeypatch, fault)
     with pytest.raises(InvalidRun, match=named):
-        pipeline.accuracy(FP32)
+        measure_accuracy(pipeline, FP32)
 
 
 def test_a_wrong_precision_is_noticed_before_anything_is_measured(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_fault(monkeypatch, "precision")
-    with counted(monkeypatch, pipeline_module, "run") as runs, pytest.raises(InvalidRun):
-        pipeline.accuracy(FP32)
+    with counted(monkeypatch, accuracy_run, "run") as runs, pytest.raises(InvalidRun):
+        measure_accuracy(pipeline, FP32)
     assert runs == []
 
 
@@ -472,7 +474,7 @@ def test_all_that_is_missing_is_named_at_once(
     with_fault(monkeypatch, "missing")
     bare = Pipeline(place.settings(checkpoints=tmp_path / "no", data_dir=tmp_path / "nowhere"))
     with pytest.raises(Missing) as caught:
-        bare.accuracy(FP32)
+        measure_accuracy(bare, FP32)
     for part in ("the fake runtime is not installed", "COCO not found", "checkpoint toy.pth of 'toy' not found"):
         assert part in caught.value.cause
     assert caught.value.remedy.count(" && ") >= 2
@@ -493,7 +495,7 @@ def test_nothing_is_missing_where_everything_is_here(pipeline: Pipeline) -> None
 
 def test_without_a_checkpoint_there_is_no_accuracy(place: Workplace, tmp_path: Path) -> None:
     with pytest.raises(Missing, match=r"checkpoint toy\.pth"):
-        Pipeline(place.settings(checkpoints=tmp_path / "no")).accuracy(FP32)
+        measure_accuracy(Pipeline(place.settings(checkpoints=tmp_path / "no")), FP32)
 
 
 def test_random_weights_stand_in_only_where_they_are_allowed(place: Workplace, tmp_path: Path) -> None:
@@ -551,7 +553,7 @@ def test_an_engine_file_is_marked_and_nothing_is_known_of_its_origin(from_engine
 
 
 def test_an_engine_file_needs_no_checkpoint_for_accuracy(from_engine_file: Pipeline) -> None:
-    assert from_engine_file.accuracy(FP32).metrics.map_50_95 == 1.0
+    assert measure_accuracy(from_engine_file, FP32).metrics.map_50_95 == 1.0
 
 
 def test_an_engine_file_that_is_garbage_is_wrong_input(mini: Pipeline, tmp_path: Path) -> None:
@@ -628,14 +630,14 @@ def prepared(pipeline: Pipeline) -> Prepared:
 
 
 def test_accuracy_facts_say_what_ran_on_which_images(pipeline: Pipeline) -> None:
-    facts = accuracy_facts(pipeline.accuracy(FP16))
+    facts = accuracy_facts(measure_accuracy(pipeline, FP16))
     found = {name: facts[name] for name in ("engine_version", "batch", "start", "precision_ran", "device")}
     wanted = {"engine_version": "1.0", "batch": 8, "start": "checkpoint", "precision_ran": "fp16", "device": "cpu"}
     assert (found, facts["dataset"]["images"]) == (wanted, 12)
 
 
 def test_accuracy_facts_hold_all_twelve_numbers_and_every_class(pipeline: Pipeline) -> None:
-    facts = accuracy_facts(pipeline.accuracy(FP16))["accuracy"]
+    facts = accuracy_facts(measure_accuracy(pipeline, FP16))["accuracy"]
     assert (len(facts["metrics"]), set(facts["per_class"])) == (12, {"blue", "green", "red"})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.accuracy_run import measure_accuracy
 from harness.detect.dataset import Dataset
 from harness.detect.detections import Detections
 from harness.errors import RecordError
@@ -43,7 +44,7 @@ class Runs:
             reason = pipeline.engine(engine).available()
             if reason is not None:
                 pytest.skip(reason)
-            self.made[cell, batch] = pipeline.accuracy(Cell(model, precision, engine)).recorded  # type: ignore[arg-type]
+            self.made[cell, batch] = measure_accuracy(pipeline, Cell(model, precision, engine)).recorded  # type: ignore[arg-type]
         return self.made[cell, batch]
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from harness import __version__
+from harness.accuracy_run import AccuracyRun, measure_accuracy
 from harness.environment import collect
 from harness.errors import RecordError
 from harness.judge import record as records
 from harness.judge.record import CURVES, DETECTIONS, RECORD, Recorded
-from harness.pipeline import AccuracyRun, Cell, Pipeline
+from harness.pipeline import Cell, Pipeline
 from suites.selftest.conftest import RECORDS
 from suites.selftest.fakes import NAME, FakeEngine, Workplace
 
@@ -29,7 +30,7 @@ FP32, INT8 = "pisa-mini-fp32-onnxruntime", "pisa-mini-int8-onnxruntime"
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AccuracyRun:
     monkeypatch.setattr("harness.pipeline.get_engine", lambda *_: FakeEngine({}))
     place = Workplace.make(tmp_path)
-    return Pipeline(place.settings(record=tmp_path / "record")).accuracy(CELL)
+    return measure_accuracy(Pipeline(place.settings(record=tmp_path / "record")), CELL)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.accuracy_run import measure_accuracy
 from harness.detect.run import run
 from harness.engines import get_engine
 from harness.measure.evaluate import evaluate
@@ -73,7 +74,7 @@ def scored(pipeline: Pipeline, prepared: Prepared) -> float:
 def differs(settings: Settings, references: References, cell: Cell, limit: int | None) -> float:
     """How far a cell's mAP is from ONNX Runtime's, on the first `limit` images or on all."""
     wanted = references.map_50_95(cell, limit)
-    found = Pipeline(replace(settings, limit=limit)).accuracy(cell).metrics.map_50_95
+    found = measure_accuracy(Pipeline(replace(settings, limit=limit)), cell).metrics.map_50_95
     print(f"{cell.id}: mAP {found:.5f}, ONNX Runtime {wanted:.5f}")
     assert wanted > 0.3
     return abs(found - wanted)

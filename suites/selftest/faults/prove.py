@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import onnx
 
+from harness.accuracy_run import AccuracyRun, measure_accuracy
 from harness.cache import Artifact, sha256_of
 from harness.detect.dataset import Dataset
 from harness.errors import EvaluationError, InvalidRun
@@ -18,7 +19,7 @@ from harness.judge.previous import Pair
 from harness.judge.record import RECORD, Recorded, load
 from harness.judge.verdict import Status
 from harness.model.registry import SHIPPED_BASELINES
-from harness.pipeline import AccuracyRun, Cell, Pipeline, Settings
+from harness.pipeline import Cell, Pipeline, Settings
 from suites.selftest.faults.catalogue import Edit, Fault
 
 PRECISION_FINDINGS = ("wanted 95%", "wanted to run on")
@@ -44,7 +45,7 @@ class Bench:
     def once(self, name: str, cell: Cell, **settings: object) -> Recorded:
         """A run of that name; run where it was not yet."""
         if not (self.folder / name / cell.id / RECORD).is_file():
-            self.pipeline(name, **settings).accuracy(cell)
+            measure_accuracy(self.pipeline(name, **settings), cell)
         return self.recorded(name, cell)
 
     def clean(self, cell: Cell) -> Recorded:
@@ -69,7 +70,7 @@ def caught_by(fault: Fault, cell: Cell, bench: Bench) -> list[str]:
                 pipeline.prepare(cell)
             if fault.breaks is not None:
                 fault.breaks(stack, pipeline, cell)
-            run = pipeline.accuracy(cell)
+            run = measure_accuracy(pipeline, cell)
     except (InvalidRun, EvaluationError) as error:
         return ["precision" if any(word in error.cause for word in PRECISION_FINDINGS) else "integrity"]
     after = bench.recorded(name, cell)
