@@ -17,7 +17,7 @@ import onnx
 
 import harness.engines.torch as torch_engine
 import harness.measure.evaluate as evaluating
-import harness.pipeline as pipelining
+from harness import accuracy_run
 from harness.detect import preprocess
 from harness.detect.dataset import Dataset
 from harness.detect.decode import Boxes, Decoder, kernels, make_decoder
@@ -79,14 +79,14 @@ def nearest(stack: ExitStack, _pipeline: Pipeline, _cell: Cell) -> None:
 
 
 def padded_left_and_above(stack: ExitStack, _pipeline: Pipeline, _cell: Cell) -> None:
-    into = pipelining.run.__globals__["preprocess_into"]
+    into = accuracy_run.run.__globals__["preprocess_into"]
 
     def shifted(out: npt.NDArray[np.float32], image: Any, spec: Any) -> Any:
         geometry = into(out, image, spec)
         out[:] = np.roll(out, (spec.height - geometry.content_height, spec.width - geometry.content_width), (1, 2))
         return geometry
 
-    stack.enter_context(patch.dict(pipelining.run.__globals__, preprocess_into=shifted))
+    stack.enter_context(patch.dict(accuracy_run.run.__globals__, preprocess_into=shifted))
 
 
 # --- the module
@@ -235,12 +235,12 @@ def _run(change: Callable[[Dataset], Dataset], after: Callable[[Run], Run] = lam
     """A run over another data set than the one it is scored on."""
 
     def breaks(stack: ExitStack, _pipeline: Pipeline, _cell: Cell) -> None:
-        run = pipelining.run
+        run = accuracy_run.run
 
         def changed(dataset: Dataset, *rest: Any, **named: Any) -> Run:
             return after(run(change(dataset), *rest, **named))
 
-        stack.enter_context(patch.object(pipelining, "run", changed))
+        stack.enter_context(patch.object(accuracy_run, "run", changed))
 
     return breaks
 
@@ -275,7 +275,7 @@ def crowds_as_objects(stack: ExitStack, pipeline: Pipeline, cell: Cell) -> None:
     (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     evaluate = evaluating.evaluate
     wrong = replace(dataset, annotation_file=folder / "annotations.json")
-    stack.enter_context(patch.object(pipelining, "evaluate", lambda _dataset, found: evaluate(wrong, found)))
+    stack.enter_context(patch.object(accuracy_run, "evaluate", lambda _dataset, found: evaluate(wrong, found)))
 
 
 FAULTS = (
