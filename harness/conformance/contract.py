@@ -1,5 +1,6 @@
 """Takes a `Subject`; gives findings on what every engine owes its caller: its interface, refusals, memory, its file."""
 
+import ctypes
 import gc
 import os
 import shutil
@@ -24,6 +25,8 @@ LEAKED = 1 / 8
 """Of the bytes that go in and out of a call: less than that is the allocator's own, more is a buffer that is kept."""
 REOPENINGS = 6
 STATM = Path("/proc/self/statm")
+TRIM: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Of glibc: gives what is freed back to the system. What malloc keeps goes up and down by more than a session holds."""
 
 WRONG_INPUTS: Mapping[str, Callable[[Images], npt.NDArray[np.generic]]] = {
     "rank": lambda images: images[0],
@@ -95,10 +98,11 @@ def closed(subject: Subject) -> Finding:
 def closing_frees(subject: Subject) -> Finding:
     """Memory after a session was opened, used and closed again and again; the first times fill the runtime's pools.
 
-    On a device it is what the session says that it holds there, else the process's own.
+    On an accelerator it is what of it is in use, else the process's own: what the session itself says that it holds is
+    nothing that it could have left behind.
 
     Raises:
-        Missing: neither is known.
+        Missing: it is not known.
     """
     held = [_held(subject) for _ in range(REOPENINGS)]
     growth = float(np.median(np.diff(held)[-REOPENINGS // 2 :]))
@@ -108,19 +112,22 @@ def closing_frees(subject: Subject) -> Finding:
 
 
 def memory_growth(subject: Subject) -> Finding:
-    """Memory of this process over many inferences of one image: median of the last third less that of the middle.
+    """Memory over many inferences of one image: median of the last third less that of the middle.
+
+    It is that of this process and, where the engine runs on one, of the accelerator; the one that grows more counts.
 
     Raises:
-        Missing: this system does not tell.
+        Missing: one of them is not known.
     """
     calls = MANY_CALLS if subject.images[0, 0].size <= SMALL_IMAGE else FEW_CALLS
-    resident = []
+    used = []
     with _lightest(subject) as (session, images):
         for _ in range(calls):
             session.infer(images)
-            resident.append(_resident_bytes())
+            used.append((_resident_bytes(), _device_bytes(subject) or 0))
     third, bytes_of_call = calls // 3, _call_bytes(subject) * len(images) / len(subject.images)
-    growth = float(np.median(resident[-third:]) - np.median(resident[-2 * third : -third])) / third
+    before, after = np.median(used[-2 * third : -third], axis=0), np.median(used[-third:], axis=0)
+    growth = float((after - before).max()) / third
     promise = f"memory does not grow over {calls} inferences"
     return measured("memory_growth", promise, growth, LEAKED * bytes_of_call, "bytes an inference")
 
@@ -177,10 +184,27 @@ def _lightest(subject: Subject) -> Iterator[tuple[Session, Images]]:
 def _held(subject: Subject) -> int:
     with subject.reopen() as session:
         session.infer(subject.images)
-        told = session.memory()
     del session  # and with it what only the garbage collector would let go of
     gc.collect()
-    return _resident_bytes() if told is None else told
+    used = _device_bytes(subject)
+    return _resident_bytes() if used is None else used
+
+
+def _device_bytes(subject: Subject) -> int | None:
+    """Of the accelerator's memory in use; None where the engine runs on the host.
+
+    Raises:
+        Missing: the accelerator does not tell.
+    """
+    if subject.device_bytes is None:
+        return None
+    used = subject.device_bytes()
+    if used is None:
+        raise Missing(
+            "the engine does not tell how much of its device's memory is in use",
+            "implement `device_bytes` of the engine, where its runtime has it",
+        )
+    return used
 
 
 def _call_bytes(subject: Subject) -> int:
@@ -189,8 +213,11 @@ def _call_bytes(subject: Subject) -> int:
 
 
 def _resident_bytes() -> int:
+    """Of this process, without what its allocator keeps for later."""
     if not STATM.exists():
         raise Missing(f"this system has no {STATM}: the process's memory is not known", "check this on Linux")
+    if TRIM is not None:
+        TRIM(0)
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -3,6 +3,7 @@
 Outputs are the raw head maps, before decoding; a figure is the worst output's, unless it says otherwise.
 """
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -126,17 +127,24 @@ def timed_call(subject: Subject) -> Finding:
     """What the call that is timed leaves in the engine's own memory, and what `infer` gives after it.
 
     Raises:
-        Missing: the runtime does not keep it.
+        Missing: the runtime does not keep it, or it was there before the call.
     """
+    wanted, bound = subject.first(subject.images), same_bound(subject.precision, subject.repeatable)
     subject.session.infer(_other(subject.images))
     call = subject.session.prepare(subject.images)
+    before = subject.session.read_back()
+    if before is not None and _distance(wanted, before) <= bound:
+        raise Missing(
+            "what the timed call computes is there before it is called, so that one that does nothing would pass",
+            "let `prepare` of the engine's session clear the outputs of what it runs itself",
+        )
     call()
     found = subject.session.read_back()
     if found is None:
         raise Missing(
             "what the timed call computes cannot be read back", "implement `read_back` of the engine's session"
         )
-    wanted, left = subject.first(subject.images), _copied(found)
+    left = _copied(found)
     worst = max((left, subject.session.infer(subject.images)), key=lambda maps: _distance(wanted, maps))
     promise = "the call that is timed computes what inference gives, before it and after"
     return same_outputs(subject, "timed_call", promise, wanted, worst)
@@ -259,7 +267,7 @@ def _scores(maps: Maps) -> npt.NDArray[np.float64]:
 class Asymmetry:
     """lost: share of the confident boxes without a mirrored partner. aside: median distance, fraction of the width.
 
-    A detector without confident boxes has lost all.
+    A detector without confident boxes has lost all, and none lies anywhere.
     """
 
     lost: float
@@ -291,7 +299,7 @@ def _asymmetry(subject: Subject, infer: Callable[[Images], Maps]) -> Asymmetry:
     confident = int(np.count_nonzero(before.score > CONFIDENT))
     pairs = match(before, after)
     if not len(pairs.before):
-        return Asymmetry(1, 0)
+        return Asymmetry(1, math.nan)
     one, other = before.xywh[pairs.before].astype(np.float64), after.xywh[pairs.after].astype(np.float64)
     shift = (other[:, 0] + other[:, 2] / 2 - one[:, 0] - one[:, 2] / 2) / np.maximum(one[:, 2], 1e-6)
     return Asymmetry(1 - len(one) / confident, float(np.median(shift)))

@@ -26,7 +26,6 @@ class Session(Protocol):
     def prepare(self, images: Images) -> Callable[[], None]: ...
     def read_back(self) -> Maps | None: ...
     def inspect(self) -> object: ...
-    def memory(self) -> int | None: ...
     def close(self) -> None: ...
 
 
@@ -58,6 +57,8 @@ class Subject:
     reopen: opens the same file again. single: opens the engine built for a batch of 1.
     reference: head maps of the model's own fp32 graph. detect: boxes from head maps of `images`, image ids from 0.
     elsewhere: head maps of `images` by an engine file opened in another process.
+    device_bytes: of the engine's accelerator in use, by whatever process, None where it does not tell; None itself
+        where the engine runs on the host.
     """
 
     session: Session
@@ -73,6 +74,7 @@ class Subject:
     reference: Callable[[Images], Maps]
     detect: Callable[[Maps], Detections]
     elsewhere: Callable[[Path], Maps]
+    device_bytes: Callable[[], int | None] | None
 
     @cached_property
     def first(self) -> Remembered:

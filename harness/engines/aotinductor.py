@@ -124,6 +124,16 @@ class AotInductor(Engine):
             ) from error
         return _AotInductorSession(source, package, Inspection(compiled_for, layers), self.device)
 
+    def device_bytes(self) -> int | None:
+        """Bytes of the GPU's memory that are in use, by whatever process; None on the CPU."""
+        import torch
+
+        if self.device != "cuda":
+            return None
+        torch.cuda.empty_cache()  # what torch keeps for its next tensors is nobody's
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
     def _keep_float32(self) -> None:
         """No TF32 on CUDA, in this process: compiled kernels and cuDNN, when called, ask these switches."""
         import torch

@@ -93,7 +93,7 @@ class Capabilities:
     builds_from: the graph of another precision that it builds one from, with a flag of its own (`fp16 -> fp32`).
     inspection: its runtime tells what each layer ran in; without, a precision is proved by its effect on the outputs.
     repeatable: it claims the same bits for the same images in every call, thread and session, also of a file built
-        again; without, they may differ by what `harness.conformance.metamorphic` allows the precision.
+        again; without, they may differ by what `harness.tolerances.RELATIONS` allows the precision.
     """
 
     computes: Mapping[Precision, str]
@@ -371,3 +371,7 @@ class Engine(ABC):
     def flags(self) -> dict[str, str]:
         """Build flags; part of every engine's cache key."""
         return dict(self.options)
+
+    def device_bytes(self) -> int | None:
+        """Bytes of the accelerator's memory that are in use, by whatever process; None where that is not told."""
+        return None

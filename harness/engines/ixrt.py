@@ -84,6 +84,12 @@ class Ixrt(Engine):
     def available(self) -> str | None:
         return "; ".join(fault for fault in (_runtime_fault(), self._device_fault()) if fault) or None
 
+    def device_bytes(self) -> int | None:
+        """Bytes of the GPU's memory that are in use, by whatever process; None where CUDA does not tell."""
+        cuda = _Cuda()
+        cuda.call("cudaSetDevice", self.device)
+        return cuda.used_bytes()
+
     def _device_fault(self) -> str | None:
         fault = _cuda_fault()
         if fault is not None:
@@ -327,12 +333,13 @@ class _Cuda:
         """Device to host, done on return."""
         self.call("cudaMemcpy", host, address, host.nbytes, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
-    def free_bytes(self) -> int | None:
-        """Bytes of device memory that nobody uses, None where the runtime does not tell."""
+    def used_bytes(self) -> int | None:
+        """Bytes of device memory that are in use, by whatever process; None where the runtime does not tell."""
         try:
-            return int(self.call("cudaMemGetInfo")[0])
+            free, total = self.call("cudaMemGetInfo")
         except EngineError:
             return None
+        return int(total) - int(free)
 
 
 def _status_name(status: Any) -> str:
@@ -347,7 +354,7 @@ class IxrtSession(Session):
         self._cuda = cuda
         self._device = device
         self._file = file
-        self._free_before = cuda.free_bytes()
+        self._used_before = cuda.used_bytes()
         self._logger: Any = None
         self._runtime: Any = None
         self._engine: Any = None
@@ -486,8 +493,8 @@ class IxrtSession(Session):
         Other users of the same GPU count too: `cudaMemGetInfo` knows only the whole.
         """
         opened(self._context)
-        now = self._cuda.free_bytes()
-        return None if now is None or self._free_before is None else self._free_before - now
+        now = self._cuda.used_bytes()
+        return None if now is None or self._used_before is None else now - self._used_before
 
     def inspect(self) -> Inspection:
         """The GPU's name. ixRT's Python package has no engine inspector: nothing is known of its convolutions."""

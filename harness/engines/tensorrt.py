@@ -143,6 +143,13 @@ class TensorRt(Engine):
         """`auto`, `on` or `off`."""
         return self.option("cuda_graph")
 
+    def device_bytes(self) -> int:
+        """Bytes of the GPU's memory that are in use, by whatever process."""
+        cuda = self._cuda()
+        with cuda.current():
+            free, total = cuda.driver.mem_get_info()
+        return int(total - free)
+
     def _cuda(self) -> "_Cuda":
         """The device asked for.
 
@@ -647,13 +654,20 @@ class _TensorRtSession(Session):
         return seconds
 
     def _make_resident(self, images: Images) -> None:
-        """Bring a batch to the device, run it once, and capture the CUDA graph if there is to be one."""
+        """Bring a batch to the device, run it once, and capture the CUDA graph if there is to be one.
+
+        The outputs of that run are overwritten with NaN: what is read back later was left by a timed call.
+        """
         with self._running():
             self._copy_in(images)
             self._enqueue(self._stream)  # kernels are loaded by their first launch, which may not be captured
             self._stream.synchronize()
             if self._graph is None and self._mode != "off":
                 self._capture()
+            for name in self._outputs():
+                self._buffers[name].host.fill(np.nan)
+                self._cuda.driver.memcpy_htod_async(self._buffers[name].device, self._buffers[name].host, self._stream)
+            self._stream.synchronize()
 
     @property
     def launches_graph(self) -> bool:

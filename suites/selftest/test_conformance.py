@@ -77,11 +77,10 @@ class Sound:
             raise EngineError("the session is closed", "open it")
         return "sound"
 
-    def memory(self) -> int | None:
-        return None
-
     def close(self) -> None:
         self.closed = True
+
+    device_bytes: Callable[[], int | None] | None = None
 
 
 # --- sessions that break a promise
@@ -287,12 +286,42 @@ class AnswersWhenClosed(Sound):
         """Nothing is let go of."""
 
 
-class KeepsDeviceMemory(Sound):
-    held: ClassVar[list[int]] = []
+class OnDevice(Sound):
+    """On an accelerator, of whose memory each open session has a megabyte."""
 
-    def memory(self) -> int | None:
-        self.held.append(4 << 20)
-        return sum(self.held)
+    used: ClassVar[list[int]]
+
+    def __init_subclass__(cls) -> None:
+        cls.used = []
+
+    def __init__(self, batch: int = BATCH) -> None:
+        super().__init__(batch)
+        self.used.append(1 << 20)
+
+    @classmethod
+    def device_bytes(cls) -> int | None:
+        return sum(cls.used)
+
+
+class FreesDeviceMemory(OnDevice):
+    """Keeps every promise."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self.used.pop()
+        super().close()
+
+
+class KeepsDeviceMemory(OnDevice):
+    """Closing leaves it where it is."""
+
+
+class HoardsDeviceMemory(FreesDeviceMemory):
+    """Keeps the images of every call there."""
+
+    def compute(self, images: Images) -> Maps:
+        self.used[-1] += 2 * images.nbytes
+        return super().compute(images)
 
 
 def mapped(size: int) -> mmap.mmap:
@@ -374,6 +403,7 @@ def subject_of(tmp_path: Path) -> Callable[..., Subject]:
             reference=lambda wanted: Sound(len(wanted)).infer(wanted),
             detect=boxes_of,
             elsewhere=lambda file: healthy_elsewhere(file, images),
+            device_bytes=session_class.device_bytes,
         )
         return replace(made, **changes)
 
@@ -392,6 +422,11 @@ def broken(subject: Subject, checks: Mapping[str, metamorphic.Check] = CHECKS) -
 def test_a_sound_engine_keeps_each_promise(subject_of: Callable[..., Subject], check: str) -> None:
     finding = ask(check, CHECKS[check], subject_of(Sound))
     assert (finding.check, finding.held) == (check, True), finding.seen
+
+
+@pytest.mark.parametrize("check", ["closing_frees", "memory_growth"])
+def test_a_sound_engine_on_a_device_leaves_its_memory_as_it_was(subject_of: Callable[..., Subject], check: str) -> None:
+    assert ask(check, CHECKS[check], subject_of(FreesDeviceMemory)).held
 
 
 ROWS = {"equal_rows", "permuted_rows", "batch_of_one"}
@@ -434,6 +469,7 @@ BREACHES = [
     (RefusesInItsOwnWords, REFUSALS),
     (AnswersWhenClosed, {"closed"}),
     (KeepsDeviceMemory, {"closing_frees"}),
+    (HoardsDeviceMemory, {"memory_growth"}),
     (OutlivesClosing, {"closing_frees"}),
     (Hoards, {"memory_growth"}),
 ]
@@ -507,6 +543,32 @@ def test_a_timed_call_that_cannot_be_read_back_is_missing(subject_of: Callable[.
 
     with pytest.raises(Missing, match="cannot be read back"):
         metamorphic.timed_call(subject_of(KeepsNothing))
+
+
+def test_a_timed_call_whose_outputs_are_there_before_it_is_missing(subject_of: Callable[..., Subject]) -> None:
+    class WarmsUp(TimesNothing):
+        def prepare(self, images: Images) -> Callable[[], None]:
+            call = super().prepare(images)
+            self.left = self.compute(images)
+            return call
+
+    with pytest.raises(Missing, match="is there before it is called"):
+        metamorphic.timed_call(subject_of(WarmsUp))
+
+
+@pytest.mark.parametrize("check", ["closing_frees", "memory_growth"])
+def test_what_a_device_does_not_tell_of_its_memory_is_missing(subject_of: Callable[..., Subject], check: str) -> None:
+    with pytest.raises(Missing, match="does not tell how much"):
+        CHECKS[check](subject_of(Sound, device_bytes=lambda: None))
+
+
+def test_an_engine_that_finds_nothing_lies_nowhere(subject_of: Callable[..., Subject]) -> None:
+    class Blind(Sound):
+        def compute(self, images: Images) -> Maps:
+            maps = super().compute(images)
+            return {**maps, "cls_8": np.full_like(maps["cls_8"], -9)}
+
+    assert {"mirrored_boxes", "mirrored_aside"} <= broken(subject_of(Blind), metamorphic.CHECKS)
 
 
 def test_a_model_that_finds_nothing_cannot_be_mirrored(subject_of: Callable[..., Subject]) -> None:

@@ -246,9 +246,15 @@ def test_memory_is_what_opening_took(runtime: SimulatedIxrt, session: IxrtSessio
     assert session.memory() == runtime.device.used > sum(np.prod(s) * 4 for s in session.source.shapes.values())
 
 
+def test_what_of_the_device_is_in_use_tells_a_session_that_stays(runtime: SimulatedIxrt, session: IxrtSession) -> None:
+    assert Ixrt().device_bytes() == runtime.device.used > 0
+    session.close()
+    assert Ixrt().device_bytes() == runtime.device.used == 0
+
+
 def test_memory_is_unknown_where_cuda_does_not_tell(runtime: SimulatedIxrt, session: IxrtSession) -> None:
     runtime.cudart.fail("cudaMemGetInfo", cudaError_t.cudaErrorInvalidValue)
-    assert session.memory() is None
+    assert session.memory() is Ixrt().device_bytes() is None
 
 
 USES: dict[str, Callable[[IxrtSession, Images], object]] = {

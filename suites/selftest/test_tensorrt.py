@@ -500,6 +500,24 @@ def test_on_the_first_tensorrt_10_memory_has_its_old_name(bench: Bench, monkeypa
         assert bench.session.memory() == wanted
 
 
+def test_what_of_the_device_is_in_use_tells_a_session_that_stays(
+    machine: Machine, source: Source, tmp_path: Path
+) -> None:
+    plan, before = built(source, tmp_path), TensorRt().device_bytes()
+    with opened(source, plan) as session:
+        assert TensorRt().device_bytes() - before >= session.memory()
+    assert TensorRt().device_bytes() == before == machine.device.used
+
+
+def test_what_is_read_back_was_left_by_a_timed_call(bench: Bench, images: Images) -> None:
+    call = bench.session.prepare(images)
+    assert all(np.isnan(maps).all() for maps in bench.session.read_back().values())
+    call()
+    wanted = bench.session.infer(images)
+    call()
+    assert all(np.array_equal(maps, wanted[name]) for name, maps in bench.session.read_back().items())
+
+
 # --- the end of a session
 
 USES: dict[str, Callable[[_TensorRtSession, Images], object]] = {
