@@ -93,9 +93,13 @@ def measure(pipeline: Pipeline, cell: Cell, random: bool = False, shared: Shared
         Missing: engine, checkpoint, graph or data are not here.
         any stage's error on the way.
     """
-    dataset = pipeline.dataset(cell.model).limit(IMAGES)
     prepared = pipeline.prepare(cell, random)
-    return _hops(pipeline, prepared, dataset, shared or Shared())
+    return _hops(pipeline, prepared, shown(pipeline, cell.model), shared or Shared())
+
+
+def shown(pipeline: Pipeline, model: str) -> Dataset:
+    """The images that every stage is shown."""
+    return pipeline.dataset(model).limit(IMAGES)
 
 
 def _hops(pipeline: Pipeline, prepared: Prepared, dataset: Dataset, shared: Shared) -> Iterator[Hop]:
@@ -156,7 +160,7 @@ def _makers(pipeline: Pipeline, prepared: Prepared) -> Iterator[Maker]:
 
     @contextmanager
     def engine() -> Iterator[Infer]:
-        with prepared.engine.open(prepared.source, prepared.file.path) as session:
+        with pipeline.open(prepared) as session:
             yield session.infer
 
     yield Maker(prepared.cell.engine, prepared.cell.precision, None, engine)

@@ -501,7 +501,7 @@ class Pipeline:
     @contextmanager
     def opened(self, prepared: Prepared) -> Iterator[Session]:
         """The cell's session; what ran, and where, is held to what the engine claims before anything is measured."""
-        with self._open(prepared) as session:
+        with self.open(prepared) as session:
             able, cell = prepared.engine.capabilities, prepared.cell
             inspection = session.inspect()
             inspection.require_device(able.device, cell.id)
@@ -544,7 +544,7 @@ class Pipeline:
             weights = self.checkpoint(model)
         return run_graph(graph.load(self.simplified(model, weights).path), images)
 
-    def _open(self, prepared: Prepared) -> Session:
+    def open(self, prepared: Prepared) -> Session:
         """The engine, opened; a file that the user gave is tried on one batch first: its faults are wrong input."""
         with _given("--engine-file", self.settings.engine_file):
             session = prepared.engine.open(prepared.source, prepared.file.path)

@@ -14,7 +14,7 @@ from harness.blame.layers import Layer
 from harness.blame.ranges import Range, ranges
 from harness.blame.search import Bounds, Found, Search, Tell
 from harness.blame.sides import EngineRunner, Images, Side
-from harness.detect.run import load_batch
+from harness.detect.run import load_batch, parts_of
 from harness.engines.reference import run_graph
 from harness.errors import UsageError
 from harness.judge.stages import Break, first_break
@@ -78,21 +78,18 @@ class Sides:
     bounds: Bounds
 
 
-def sides(pipeline: Pipeline, prepared: Prepared, broken: Break | None, against: Cell | None) -> Sides | None:
-    """Those of the hop that breaks (the engine's where none does), or two cells; None where there is no graph.
-
-    Raises:
-        UsageError: the other cell is of another model, or runs no graph.
-        Missing: the other cell's engine is not here.
-    """
+def sides(
+    pipeline: Pipeline, prepared: Prepared, hops: Sequence[Hop], broken: Break | None, against: Prepared | None
+) -> Sides | None:
+    """Those of the hop that breaks (the engine's where none does), or two cells; None where no graph can be cut."""
+    images = _images(pipeline, prepared, (broken.hop if broken else hops[-1]).image)
     if against is not None:
-        return _cells(pipeline, prepared, against)
-    step = broken.hop.step if broken else prepared.cell.precision
-    if prepared.engine.capabilities.source == "module" or step in ("export", "simplify", "batch"):
+        return _cells(pipeline, prepared, against, images)
+    if _uncut(prepared, broken):
         return None
-    precision, images = chain.built_from(prepared), _images(pipeline, prepared)
+    precision = chain.built_from(prepared)
     typed = graph.load(chain.typed(pipeline, prepared, precision).path)
-    if broken is not None and broken.hop.after.endswith(chain.TYPED):
+    if broken is not None and _in_graph(broken):
         fp32 = graph.load(chain.typed(pipeline, prepared, "fp32").path)
         one, other = (
             Side.of("the fp32 graph in ONNX Runtime", fp32, run_graph),
@@ -101,6 +98,25 @@ def sides(pipeline: Pipeline, prepared: Prepared, broken: Break | None, against:
         return Sides(one, other, images, bounds(False, precision))
     one, other = Side.of("the same graph in ONNX Runtime", typed, run_graph), _engine(prepared, typed)
     return Sides(one, other, images, bounds(precision == prepared.cell.precision, prepared.cell.precision))
+
+
+def _in_graph(broken: Break) -> bool:
+    """The typed graph lost it, before any engine had it."""
+    return broken.hop.after.endswith(chain.TYPED)
+
+
+def _uncut(prepared: Prepared, broken: Break | None) -> str:
+    """Why there is no graph whose pieces could be compared; empty where there is one."""
+    if prepared.engine.capabilities.source == "module":
+        return f"{prepared.cell.engine} runs torch's module: there is no graph whose layers could be compared"
+    if broken is not None and broken.hop.step in ("export", "simplify", "batch"):
+        return f"{broken.hop.name} made other layers: look at what that step's library did"
+    if prepared.start == "engine file" and (broken is None or not _in_graph(broken)):
+        return (
+            f"{prepared.file.path} cannot be taken apart: leave --engine-file out to look into what "
+            f"{prepared.cell.engine} builds here"
+        )
+    return ""
 
 
 def bounds(same_graph: bool, precision: Precision) -> Bounds:
@@ -112,15 +128,24 @@ def _engine(prepared: Prepared, typed: "onnx.ModelProto") -> Side:
     return Side.of(prepared.cell.id, typed, EngineRunner(prepared.engine, prepared.source))
 
 
-def _cells(pipeline: Pipeline, prepared: Prepared, against: Cell) -> Sides:
-    """The cell, and another whose graph is made for the same batch."""
-    cell = prepared.cell
+def _require_comparable(pipeline: Pipeline, cell: Cell, against: Cell) -> None:
+    """What can be known before the first hop is measured.
+
+    Raises:
+        UsageError: the other cell is of another model, one of them runs no graph, or one is an engine file.
+    """
     if against.model != cell.model:
         raise UsageError(f"{cell.id} and {against.id} are of different models", "compare cells of one model")
-    other = pipeline.prepare(against)
-    for one in (prepared, other):
-        if one.engine.capabilities.source == "module":
-            raise UsageError(f"{one.cell.id} runs no graph that could be looked into", "choose another --against")
+    if pipeline.settings.engine_file is not None:
+        raise UsageError("an engine file cannot be taken apart to compare its layers", "leave --engine-file out")
+    for one in (cell, against):
+        if pipeline.engine(one.engine).capabilities.source == "module":
+            raise UsageError(f"{one.id} runs no graph that could be looked into", "choose another --against")
+
+
+def _cells(pipeline: Pipeline, prepared: Prepared, other: Prepared, images: Images) -> Sides:
+    """The cell, and another whose graph is made for the same batch."""
+    cell, against = prepared.cell, other.cell
     kinds = [(chain.built_from(one), one.engine.capabilities.int8_scheme) for one in (other, prepared)]
     artifacts = [chain.typed_as(pipeline, prepared, *kind) for kind in kinds]
     reference, suspect = (
@@ -128,29 +153,36 @@ def _cells(pipeline: Pipeline, prepared: Prepared, against: Cell) -> Sides:
     )
     coarser = max(cell.precision, against.precision, key=PRECISIONS.index)
     same = artifacts[0].sha256 == artifacts[1].sha256 and cell.precision == against.precision
-    return Sides(reference, suspect, _images(pipeline, prepared), bounds(same, coarser))
+    return Sides(reference, suspect, images, bounds(same, coarser))
 
 
-def _images(pipeline: Pipeline, prepared: Prepared) -> Images:
+def _images(pipeline: Pipeline, prepared: Prepared, image: int) -> Images:
+    """Of the batches that the stages were shown, the one that has this image."""
     model, batch = prepared.cell.model, prepared.source.batch
-    return load_batch(pipeline.dataset(model).images[:batch], pipeline.input_spec(model), batch).images
+    records = parts_of(chain.shown(pipeline, model), batch)[image // batch]
+    return load_batch(records, pipeline.input_spec(model), batch).images
 
 
 def blame(pipeline: Pipeline, cell: Cell, against: Cell | None, tell: Tell) -> Blame:
     """What each hop of the cell costs, and the first layer that departs.
 
     Raises:
-        UsageError, Missing, EngineError: as `harness.chain.measure` and `sides`.
+        UsageError: the other cell cannot be compared with this one.
+        Missing, EngineError: as `harness.chain.measure`; or the other cell's engine is not here.
     """
+    other = None
+    if against is not None:
+        _require_comparable(pipeline, cell, against)
+        other = pipeline.prepare(against, random=True)
     hops = []
     for hop in chain.measure(pipeline, cell, random=True):
         hops.append(hop)
         tell(f"{hop.name}: {hop.worst.relative:.2g} off" if hop.worst else f"{hop.name}: {hop.broken}")
     broken = first_break(hops)
     prepared = pipeline.prepare(cell, random=True)
-    chosen = sides(pipeline, prepared, broken, against)
+    chosen = sides(pipeline, prepared, hops, broken, other)
     if chosen is None:
-        return Blame(cell, hops, broken, why=_no_graph(prepared, broken))
+        return Blame(cell, hops, broken, why=_uncut(prepared, broken))
     start = time.perf_counter()
     found = Search(chosen.reference, chosen.suspect, chosen.images, chosen.bounds, tell).run()
     nearby, own = around(chosen, found)
@@ -166,13 +198,6 @@ def blame(pipeline: Pipeline, cell: Cell, against: Cell | None, tell: Tell) -> B
         seconds=time.perf_counter() - start,
         in_engine=isinstance(chosen.suspect.run, EngineRunner),
     )
-
-
-def _no_graph(prepared: Prepared, broken: Break | None) -> str:
-    if prepared.engine.capabilities.source == "module":
-        return f"{prepared.cell.engine} runs torch's module: there is no graph whose layers could be compared"
-    assert broken is not None
-    return f"{broken.hop.name} made other layers: look at what that step's library did"
 
 
 def around(sides: Sides, found: Found) -> tuple[list[Nearby], dict[str, "np.ndarray"]]:

@@ -38,7 +38,11 @@ def add(commands: Commands) -> None:
         "again.",
         finding="a hop breaks or a layer departs",
     )
-    blame.add_argument("cell", metavar="CELL|FOLDER", help="e.g. pisa-fp16-tensorrt, or a folder that this wrote")
+    blame.add_argument(
+        "cell",
+        metavar="CELL|FOLDER",
+        help="e.g. pisa-fp16-tensorrt, or a folder that this wrote",
+    )
     blame.add_argument("--against", metavar="CELL", help="compare layers with this cell's, in place of ONNX Runtime's")
     blame.add_argument("--html", type=as_path, metavar="FILE", help="write a page too")
     blame.add_argument(
@@ -67,6 +71,7 @@ def _blame(options: argparse.Namespace) -> int:
     from harness.blame.command import Request, blame, run_alone
     from harness.engines.table import parse_options
     from harness.pipeline import Settings
+    from harness.sides.arguments import is_cell
 
     settings = Settings(
         baselines=options.baselines,
@@ -79,7 +84,7 @@ def _blame(options: argparse.Namespace) -> int:
         engine_file=options.engine_file,
         engine_options=parse_options(options.engine_option),
     )
-    if as_path(options.cell).is_dir():
+    if as_path(options.cell).is_dir() and not is_cell(options.cell, options.baselines):
         line, departs = run_alone(as_path(options.cell), settings)
         print(line)
         return EXIT_FOUND if departs else EXIT_OK

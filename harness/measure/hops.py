@@ -39,6 +39,7 @@ class Hop:
     map_50_95: AP on these images before and after; None where boxes cannot be decoded.
     matched: share of the confident boxes before (score > 0.3) that have a partner after with IoU of at least 0.9;
         None where there are none, or boxes cannot be decoded.
+    image: of which image, counted from 0, the worst output is furthest off.
     """
 
     before: str
@@ -48,6 +49,7 @@ class Hop:
     broken: str = ""
     map_50_95: tuple[float, float] | None = None
     matched: float | None = None
+    image: int = 0
 
     @property
     def name(self) -> str:
@@ -71,6 +73,8 @@ def hop(dataset: Dataset, before: Stage, after: Stage) -> Hop:
     broken = "" if shift is None else f"output '{shift.output}': wanted {shift.wanted}, found {shift.found}"
     outputs = tuple(deviations(before.maps, after.maps)) if _shapes(before) == _shapes(after) else ()
     found = Hop(before.name, after.name, after.step, outputs, broken)
+    if found.worst is not None:
+        found = replace(found, image=_furthest(before.maps[found.worst.output], after.maps[found.worst.output]))
     if before.detections is None or after.detections is None:
         return found
     compared = Comparison(dataset, before.detections, after.detections)
@@ -80,6 +84,12 @@ def hop(dataset: Dataset, before: Stage, after: Stage) -> Hop:
 
 def _shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
     return {name: maps.shape for name, maps in stage.maps.items()}
+
+
+def _furthest(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> int:
+    """The row with the largest L2 distance; the first that holds NaN or Inf, where one does."""
+    distances = [float(np.linalg.norm(other - one)) for one, other in zip(before, after, strict=True)]
+    return int(np.argmax(np.nan_to_num(distances, nan=np.inf)))
 
 
 def _in_place(compared: Comparison) -> float | None:

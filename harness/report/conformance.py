@@ -8,7 +8,7 @@ from harness import __version__
 from harness.environment import collect
 from harness.errors import UsageError
 from harness.files import write_atomically
-from harness.judge.verdict import GREEN, Status, gravest
+from harness.judge.verdict import GREEN, INTERNAL_ERROR, Status, gravest
 from harness.report.grid import markdown_table
 from harness.report.page.sources import renamed
 from harness.report.results import CellResult, unwritable
@@ -18,7 +18,7 @@ HEADINGS = ("check", "verdict", "what it means, and what was seen", "figure", "a
 HASH_DIGITS = 12
 TITLE = "What the engines hold, and what they do not"
 Rerun = Callable[[CellResult, str], str]
-"""The command that repeats one check of a cell alone."""
+"""The command that repeats one check of a cell alone; without its name, all of them."""
 ANY_CHECK = "CHECK"
 
 
@@ -145,7 +145,14 @@ def _section(cell: CellResult, rerun: Rerun) -> Section:
     assert cell.conformance is not None  # `_asked` took the others out
     checks = cell.conformance.checks
     lines = tuple(
-        Line(name, c.status, c.reason, _number(c.figure), _number(c.expected), rerun(cell, name))
+        Line(
+            name,
+            c.status,
+            c.reason,
+            _number(c.figure),
+            _number(c.expected),
+            rerun(cell, "" if name == INTERNAL_ERROR else name),
+        )
         for name, c in checks.items()
     )
     hashes = ", ".join(
@@ -162,6 +169,11 @@ def _section(cell: CellResult, rerun: Rerun) -> Section:
         lines=lines,
         command=rerun(cell, ANY_CHECK),
     )
+
+
+def _asked_for(check: str) -> str:
+    """What -k takes: a fault of detgate has no check's name."""
+    return "" if check == INTERNAL_ERROR else check
 
 
 def _asked(cells: Sequence[CellResult]) -> list[CellResult]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.engines.table import ENGINES, parse_options
+from harness.engines.table import ENGINES, get_engine, parse_options
 from harness.errors import UsageError
 from harness.model.registry import PRECISIONS, load_models
 from harness.sides.process import Asked
@@ -74,6 +74,15 @@ def _options_of(engine: str, options: list[str]) -> Mapping[str, str]:
     return parsed.get(engine, {})
 
 
+def is_cell(name: str, baselines: Path) -> bool:
+    """Whether `name` is the id of a cell of a known model."""
+    try:
+        cell_names(name, baselines)
+    except UsageError:
+        return False
+    return True
+
+
 def cell_names(cell: str, baselines: Path, wanted: str = "cell") -> tuple[str, str, str]:
     """Model, precision and engine of a cell id. `wanted`: what may stand in its place, for the message.
 
@@ -86,10 +95,11 @@ def cell_names(cell: str, baselines: Path, wanted: str = "cell") -> tuple[str, s
         "precision": (precision, PRECISIONS),
         "engine": (engine, ENGINES),
     }
+    remedy = "cells are called MODEL-PRECISION-ENGINE: `pytest -m accuracy --collect-only -q` lists them"
     for part, (name, known) in parts.items():
         if name not in known:
-            raise UsageError(
-                f"'{cell}' is no {wanted}: there is no {part} '{name}', only {', '.join(known)}",
-                "cells are called MODEL-PRECISION-ENGINE: `pytest -m accuracy --collect-only -q` lists them",
-            )
+            raise UsageError(f"'{cell}' is no {wanted}: there is no {part} '{name}', only {', '.join(known)}", remedy)
+    able = get_engine(engine, {}).capabilities.precisions
+    if precision not in able:
+        raise UsageError(f"'{cell}' is no {wanted}: {engine} has no {precision}, only {', '.join(able)}", remedy)
     return model, precision, engine

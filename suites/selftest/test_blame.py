@@ -23,10 +23,11 @@ from harness.blame.layers import Layers, shapes_of
 from harness.blame.ranges import ranges
 from harness.blame.search import Bounds, Search
 from harness.blame.sides import Side
+from harness.detect.run import load_batch, parts_of
 from harness.engines.onnxruntime import OnnxRuntime
 from harness.engines.reference import run_graph
 from harness.errors import GraphError
-from harness.pipeline import Cell, Pipeline, Settings
+from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
 from harness.report.blame import bar
 from harness.tolerances import LAYER_BOUND
 from suites.selftest.blames.plant import Kind
@@ -36,7 +37,10 @@ from suites.selftest.faults.graphs import edit
 pytestmark = pytest.mark.selftest
 
 CELL = "pisa-mini-fp32-onnxruntime"
+ONE = Cell("pisa-mini", "fp32", "onnxruntime")
 WEIGHT, NODE = "detector.neck.fpn_convs.1.conv.weight", "/neck/fpn_convs.1/conv/Conv"
+SATURATED_NODE = "/bbox_head/cls_convs.1/activate_2/Relu"
+SATURATED = f"{SATURATED_NODE}_output_0"
 SIZE = 8
 
 
@@ -305,6 +309,65 @@ def test_where_the_typed_graph_lost_it_the_fp32_graph_is_the_reference(
     assert "reference  the fp32 graph in ONNX Runtime" in said
 
 
+def test_the_search_sees_the_batch_that_is_furthest_off(
+    monkeypatch: pytest.MonkeyPatch, session_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = Pipeline(Settings(cache_dir=session_cache, batch_size=1))
+    parts, spec = parts_of(chain.shown(pipeline, ONE.model), 1), pipeline.input_spec(ONE.model)
+    side = Side.of("healthy", onnx.load(str(pipeline.prepare(ONE).source.graph)), run_graph)
+    most = [float(side.values(load_batch(part, spec, 1).images, [SATURATED])[SATURATED].max()) for part in parts]
+    assert np.argmax(most) > 0, "the first image is the brightest there: choose another layer"
+
+    def saturates(model: onnx.ModelProto) -> None:
+        """Nothing above what the first image needs; the other images are cut."""
+        place = next((i for i, node in enumerate(model.graph.node) if SATURATED in node.output), None)
+        if place is None:
+            return
+        model.graph.node[place].output[0] = "unsaturated"
+        model.graph.initializer.append(constant("most", np.float32(most[0])))
+        model.graph.node.insert(place + 1, helper.make_node("Min", ["unsaturated", "most"], [SATURATED], "saturation"))
+
+    monkeypatch.setattr(OnnxRuntime, "build", damaged_build(OnnxRuntime.build, saturates))
+    monkeypatch.setattr(OnnxRuntime, "version", lambda self: "saturates")
+    words = ["--cache-dir", session_cache, "--batch-size", 1, "--out", tmp_path]
+    assert main(["blame", CELL, *map(str, words)]) == 1
+    said = capsys.readouterr().out
+    assert "fp32 graph -> onnxruntime breaks" in said
+    assert f"the first layer that departs is {SATURATED_NODE} (" in said
+
+
+def test_an_engine_file_that_is_given_is_not_taken_for_what_is_built_here(
+    options: list[str], session_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with damaged_engine():
+        file = Pipeline(Settings(cache_dir=session_cache, batch_size=2)).prepare(ONE).file.path
+    assert main(["blame", CELL, "--engine-file", str(file), *options]) == 1
+    said = capsys.readouterr().out
+    assert "fp32 graph -> onnxruntime breaks" in said
+    assert f"{file} cannot be taken apart: leave --engine-file out" in said
+    assert not (tmp_path / "blame").exists()
+
+
+def test_without_a_checkpoint_another_cell_can_be_the_reference_too(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "data").symlink_to(EMBEDDED / "data")
+    monkeypatch.setattr("harness.pipeline.EMBEDDED", tmp_path / "mini")
+    assert main(["blame", CELL, "--against", "pisa-mini-fp32-openvino", *options]) == 0
+    assert "reference  pisa-mini-fp32-openvino" in capsys.readouterr().out
+
+
+def test_a_cell_is_not_taken_for_the_folder_of_its_name(
+    told: Told, monkeypatch: pytest.MonkeyPatch, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(told.folder.parent)
+    assert main(["blame", CELL, *options]) == 0
+    assert "no hop breaks" in capsys.readouterr().out
+    assert main(["blame", f"./{CELL}"]) == 0
+    assert capsys.readouterr().out.startswith(f"HOLDS {NODE}")
+
+
 def test_an_engine_without_a_graph_has_hops_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["blame", "pisa-mini-fp32-torch", *options]) == 0
     assert "no hop breaks; torch runs torch's module: there is no graph" in capsys.readouterr().out
@@ -317,6 +380,8 @@ def test_an_engine_without_a_graph_has_hops_alone(options: list[str], capsys: py
         (["suites"], "suites holds no layer: layer.json"),
         ([CELL, "--against", "paa-mini-fp32-onnxruntime"], "are of different models"),
         ([CELL, "--against", "pisa-mini-fp32-torch"], "runs no graph that could be looked into"),
+        ([CELL, "--against", CELL, "--engine-file", __file__], "an engine file cannot be taken apart"),
+        (["pisa-mini-int8-torch"], "torch has no int8, only fp32"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(

@@ -87,6 +87,27 @@ def test_a_required_cell_has_to_answer_every_check(place: Workplace) -> None:
     assert run(place, *TIMED, "--require", FP32).code == 1
 
 
+def test_what_a_check_needs_is_missing_under_its_own_name(place: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "report.md"
+    words = ("suites/conformance", "-m", "conformance", "-k", "stages or finite", "--model", "toy", *ONE)
+    outcome = run(place, *words, "--conformance-report", str(file), checkpoints=tmp_path)
+    checks = outcome.part(FP32, "conformance")["checks"]
+    assert {name: check["status"] for name, check in checks.items()} == {"stages": "MISSING", "finite": "PASS"}
+    assert re.search(r"\| stages \| MISSING .* -k stages` \|", file.read_text())
+
+
+def test_what_all_checks_of_a_cell_need_is_said_of_the_cell(place: Workplace) -> None:
+    assert f"MISSING {FP32}: the fake runtime is not installed" in run(place, *SOME, faults="missing").text
+
+
+def test_a_fault_of_ours_is_no_name_that_could_be_asked_for(place: Workplace, tmp_path: Path) -> None:
+    file = tmp_path / "report.md"
+    assert run(place, *SOME, "--conformance-report", str(file), faults="crash").code == 3
+    line = next(line for line in file.read_text().splitlines() if "| internal error |" in line)
+    assert "`pytest -m conformance --model toy" in line
+    assert " -k " not in line
+
+
 # --- their order
 
 

@@ -201,8 +201,8 @@ class _Wrapped(Session):
 
 def _maps(change: Callable[[Maps], Maps]) -> Break:
     def breaks(stack: ExitStack, pipeline: Pipeline, _cell: Cell) -> None:
-        open_it = pipeline._open
-        stack.enter_context(patch.object(pipeline, "_open", lambda prepared: _Wrapped(open_it(prepared), change)))
+        open_it = pipeline.open
+        stack.enter_context(patch.object(pipeline, "open", lambda prepared: _Wrapped(open_it(prepared), change)))
 
     return breaks
 
