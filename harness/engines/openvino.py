@@ -167,7 +167,11 @@ class _OpenVinoSession(Session):
 
     def prepare(self, images: Images) -> Callable[[], None]:
         self._resident = request = self._request(images)
-        return lambda: request.infer(share_outputs=True) and None
+
+        def call(_kept: Images = images) -> None:
+            request.infer(share_outputs=True)  # which only points to the images: they live as long as this call
+
+        return call
 
     def read_back(self) -> Maps | None:
         if self._resident is None:
