@@ -45,7 +45,7 @@ def blame(request: Request, settings: Settings, tell: Tell) -> tuple[str, bool]:
 
 
 def _cell(name: str, settings: Settings, wanted: str = "cell") -> Cell:
-    model, precision, engine = cell_names(name, settings.baselines, wanted)
+    model, precision, engine = cell_names(name, settings.baselines, wanted, settings.engine_options)
     return Cell(model, precision, engine)  # type: ignore[arg-type]
 
 
@@ -56,9 +56,10 @@ def run_alone(folder: Path, settings: Settings) -> tuple[str, bool]:
         UsageError: the folder holds none.
     """
     facts = reproducer.facts_of(folder)
-    cell = _cell(facts.cell, settings)
-    options = {cell.engine: {**facts.engine_options, **settings.engine_options.get(cell.engine, {})}}
-    worst = reproducer.run_alone(Pipeline(replace(settings, engine_options=options)), cell, folder, facts.in_engine)
+    engine = facts.cell.rpartition("-")[2]
+    options = {engine: {**facts.engine_options, **settings.engine_options.get(engine, {})}}
+    settings = replace(settings, engine_options=options)
+    worst = reproducer.run_alone(Pipeline(settings), _cell(facts.cell, settings), folder, facts.in_engine)
     where = facts.cell if facts.in_engine else "ONNX Runtime"
     departs = not worst.relative <= facts.bound
     line = (

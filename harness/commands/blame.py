@@ -84,7 +84,7 @@ def _blame(options: argparse.Namespace) -> int:
         engine_file=options.engine_file,
         engine_options=parse_options(options.engine_option),
     )
-    if as_path(options.cell).is_dir() and not is_cell(options.cell, options.baselines):
+    if as_path(options.cell).is_dir() and not is_cell(options.cell, options.baselines, settings.engine_options):
         line, departs = run_alone(as_path(options.cell), settings)
         print(line)
         return EXIT_FOUND if departs else EXIT_OK

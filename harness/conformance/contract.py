@@ -5,10 +5,12 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -98,38 +100,45 @@ def closed(subject: Subject) -> Finding:
 def closing_frees(subject: Subject) -> Finding:
     """Memory after a session was opened, used and closed again and again; the first times fill the runtime's pools.
 
-    On an accelerator it is what of it is in use, else the process's own: what the session itself says that it holds is
-    nothing that it could have left behind.
+    It is the process's own and, where the engine runs on one, what of the accelerator is in use: what the session
+    itself says that it holds is nothing that it could have left behind.
 
     Raises:
-        Missing: it is not known.
+        Missing: one of them is not known.
     """
-    held = [_held(subject) for _ in range(REOPENINGS)]
-    growth = float(np.median(np.diff(held)[-REOPENINGS // 2 :]))
+    used = [_used_after_a_session(subject) for _ in range(REOPENINGS)]
     bound = subject.file.stat().st_size / 2
     promise = f"closing a session frees its memory, {REOPENINGS} times"
-    return measured("closing_frees", promise, growth, bound, "bytes a session")
+
+    def growth(held: Sequence[int]) -> float:
+        return float(np.median(np.diff(held)[-REOPENINGS // 2 :]))
+
+    return _by_memory(
+        subject, lambda grown: measured("closing_frees", promise, grown, bound, "bytes a session"), growth, used
+    )
 
 
 def memory_growth(subject: Subject) -> Finding:
     """Memory over many inferences of one image: median of the last third less that of the middle.
 
-    It is that of this process and, where the engine runs on one, of the accelerator; the one that grows more counts.
-
     Raises:
-        Missing: one of them is not known.
+        Missing: that of the process, or of the accelerator that the engine runs on, is not known.
     """
     calls = MANY_CALLS if subject.images[0, 0].size <= SMALL_IMAGE else FEW_CALLS
     used = []
     with _lightest(subject) as (session, images):
         for _ in range(calls):
             session.infer(images)
-            used.append((_resident_bytes(), _device_bytes(subject) or 0))
-    third, bytes_of_call = calls // 3, _call_bytes(subject) * len(images) / len(subject.images)
-    before, after = np.median(used[-2 * third : -third], axis=0), np.median(used[-third:], axis=0)
-    growth = float((after - before).max()) / third
+            used.append(_used(subject))
+    third, bound = calls // 3, LEAKED * _call_bytes(subject) * len(images) / len(subject.images)
     promise = f"memory does not grow over {calls} inferences"
-    return measured("memory_growth", promise, growth, LEAKED * bytes_of_call, "bytes an inference")
+
+    def growth(held: Sequence[int]) -> float:
+        return float(np.median(held[-third:]) - np.median(held[-2 * third : -third])) / third
+
+    return _by_memory(
+        subject, lambda grown: measured("memory_growth", promise, grown, bound, "bytes an inference"), growth, used
+    )
 
 
 def portable(subject: Subject) -> Finding:
@@ -181,30 +190,47 @@ def _lightest(subject: Subject) -> Iterator[tuple[Session, Images]]:
         yield session, subject.images[:1]
 
 
-def _held(subject: Subject) -> int:
+class Used(NamedTuple):
+    """Bytes in use: of this process, and of the accelerator by whatever process; None where none tells."""
+
+    host: int
+    device: int | None
+
+
+def _used(subject: Subject) -> Used:
+    return Used(_resident_bytes(), None if subject.device_bytes is None else subject.device_bytes())
+
+
+def _used_after_a_session(subject: Subject) -> Used:
     with subject.reopen() as session:
         session.infer(subject.images)
     del session  # and with it what only the garbage collector would let go of
     gc.collect()
-    used = _device_bytes(subject)
-    return _resident_bytes() if used is None else used
+    return _used(subject)
 
 
-def _device_bytes(subject: Subject) -> int | None:
-    """Of the accelerator's memory in use; None where the engine runs on the host.
+def _by_memory(
+    subject: Subject,
+    finding: Callable[[float], Finding],
+    growth: Callable[[Sequence[int]], float],
+    used: Sequence[Used],
+) -> Finding:
+    """By this process's memory; where that holds, by the accelerator's, which others than the engine may have grown.
 
     Raises:
-        Missing: the accelerator does not tell.
+        Missing: there is an accelerator, and it does not tell.
     """
-    if subject.device_bytes is None:
-        return None
-    used = subject.device_bytes()
-    if used is None:
+    host = finding(growth([one.host for one in used]))
+    if not host.held or subject.device_bytes is None:
+        return host
+    device = [one.device for one in used if one.device is not None]
+    if len(device) < len(used):
         raise Missing(
             "the engine does not tell how much of its device's memory is in use",
             "implement `device_bytes` of the engine, where its runtime has it",
         )
-    return used
+    found = finding(growth(device))
+    return found if found.held else replace(found, doubt="on the device, where others count too: repeat it alone there")
 
 
 def _call_bytes(subject: Subject) -> int:

@@ -125,13 +125,23 @@ class AotInductor(Engine):
         return _AotInductorSession(source, package, Inspection(compiled_for, layers), self.device)
 
     def device_bytes(self) -> int | None:
-        """Bytes of the GPU's memory that are in use, by whatever process; None on the CPU."""
+        """Bytes of the GPU's memory that are in use, by whatever process; None on the CPU.
+
+        Raises:
+            EngineError: the device failed.
+        """
         import torch
 
         if self.device != "cuda":
             return None
-        torch.cuda.empty_cache()  # what torch keeps for its next tensors is nobody's
-        free, total = torch.cuda.mem_get_info()
+        try:
+            torch.cuda.empty_cache()  # what torch keeps for its next tensors is nobody's
+            free, total = torch.cuda.mem_get_info()
+        except RuntimeError as error:
+            raise EngineError(
+                f"the GPU does not tell how much of its memory is in use: {first_line(error)}",
+                "see with nvidia-smi whether the GPU is well, then run the same command again",
+            ) from error
         return total - free
 
     def _keep_float32(self) -> None:
@@ -227,6 +237,7 @@ class _AotInductorSession(Session):
         import torch
 
         opened(self._package)
+        self._resident = None  # of another call
         resident = torch.from_numpy(images).to(self._device)
         cuda = self._device == "cuda"
 

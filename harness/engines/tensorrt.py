@@ -144,10 +144,20 @@ class TensorRt(Engine):
         return self.option("cuda_graph")
 
     def device_bytes(self) -> int:
-        """Bytes of the GPU's memory that are in use, by whatever process."""
+        """Bytes of the GPU's memory that are in use, by whatever process.
+
+        Raises:
+            EngineError: the device failed.
+        """
         cuda = self._cuda()
-        with cuda.current():
-            free, total = cuda.driver.mem_get_info()
+        try:
+            with cuda.current():
+                free, total = cuda.driver.mem_get_info()
+        except cuda.driver.Error as error:
+            raise EngineError(
+                f"{cuda.gpu} does not tell how much of its memory is in use: {first_line(error)}",
+                "see the driver's log with dmesg, then run the same command again",
+            ) from error
         return int(total - free)
 
     def _cuda(self) -> "_Cuda":

@@ -81,6 +81,7 @@ class _TorchSession(Session):
         import torch
 
         maps = raw_maps(self.module)
+        self._resident = None  # of another call
         resident = torch.from_numpy(images)
 
         def call() -> None:

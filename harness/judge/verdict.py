@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 Kind = Literal["accuracy", "performance", "against", "conformance"]
 # The check of a verdict that stands for a fault of detgate itself.
+NEEDS = "needs"
+"""Of a check that could not begin, and in reasons of all that lack the same."""
 INTERNAL_ERROR = "internal error"
 
 

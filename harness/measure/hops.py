@@ -88,8 +88,9 @@ def _shapes(stage: Stage) -> dict[str, tuple[int, ...]]:
 
 def _furthest(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32]) -> int:
     """The row with the largest L2 distance; the first that holds NaN or Inf, where one does."""
-    distances = [float(np.linalg.norm(other - one)) for one, other in zip(before, after, strict=True)]
-    return int(np.argmax(np.nan_to_num(distances, nan=np.inf)))
+    with np.errstate(invalid="ignore"):  # Inf less Inf
+        distances = [float(np.linalg.norm(other - one)) for one, other in zip(before, after, strict=True)]
+    return int(np.argmax(np.nan_to_num(distances, nan=np.inf, posinf=np.inf)))
 
 
 def _in_place(compared: Comparison) -> float | None:

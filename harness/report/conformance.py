@@ -145,14 +145,7 @@ def _section(cell: CellResult, rerun: Rerun) -> Section:
     assert cell.conformance is not None  # `_asked` took the others out
     checks = cell.conformance.checks
     lines = tuple(
-        Line(
-            name,
-            c.status,
-            c.reason,
-            _number(c.figure),
-            _number(c.expected),
-            rerun(cell, "" if name == INTERNAL_ERROR else name),
-        )
+        Line(name, c.status, c.reason, _number(c.figure), _number(c.expected), rerun(cell, _asked_for(name)))
         for name, c in checks.items()
     )
     hashes = ", ".join(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -18,7 +19,7 @@ from harness.errors import ResultsError
 from harness.files import write_atomically
 from harness.judge.record import Artifacts, DatasetIdentity, EnvironmentResult, Start
 from harness.judge.speed import uncertainty
-from harness.judge.verdict import Kind, Status, Verdict, gravest
+from harness.judge.verdict import NEEDS, Kind, Status, Verdict, gravest
 from harness.measure.hops import Hop
 from harness.measure.throughput import Speeds, Throughput
 from harness.model.registry import Precision, first_fault
@@ -348,7 +349,10 @@ def _beside(own: list[Record], status: Status) -> dict[str, Any]:
 
 
 def _reason(verdicts: list[Verdict], status: Status) -> str:
-    return "; ".join(sorted({f"{v.check}: {v.reason}" for v in verdicts if v.status is status}))
+    """Each check with its reason; what several checks lack is said once."""
+    lacking = Counter(v.reason for v in verdicts if status is Status.MISSING)
+    own = [v for v in verdicts if v.status is status]
+    return "; ".join(sorted({f"{NEEDS if lacking[v.reason] > 1 else v.check}: {v.reason}" for v in own}))
 
 
 def _accuracy(own: list[Record], facts: dict[str, Any]) -> AccuracyResult | None:

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from harness.engines.table import ENGINES, get_engine, parse_options
 from harness.errors import UsageError
 from harness.model.registry import PRECISIONS, load_models
 from harness.sides.process import Asked
 
+EngineOptions = Mapping[str, Mapping[str, str]]
 PYTHONS = (Path("bin/python"), Path("Scripts/python.exe"))
 
 
@@ -42,12 +44,13 @@ def asked(side: str, cell: str | None, options: list[str], places: Places) -> As
         cell = side
     if cell is None:
         raise UsageError(f"'{side}' does not say which cell it runs", "name it: --cell MODEL-PRECISION-ENGINE")
-    names = cell_names(cell, places.baselines, "cell, engine file or virtual environment")
+    parsed = parse_options(options)
+    names = cell_names(cell, places.baselines, "cell, engine file or virtual environment", parsed)
     return Asked(
         label=side,
         cell=names,
         python=python,
-        options=_options_of(names[2], options),
+        options=_options_of(names[2], parsed),
         baselines=places.baselines,
         checkpoints=places.checkpoints,
         cache_dir=places.cache_dir,
@@ -66,25 +69,29 @@ def _python_of(folder: Path) -> str:
     return str(found.absolute())  # not resolved: a link to the system's Python would leave the environment
 
 
-def _options_of(engine: str, options: list[str]) -> Mapping[str, str]:
-    parsed = parse_options(options)
+def _options_of(engine: str, parsed: EngineOptions) -> Mapping[str, str]:
     others = sorted(set(parsed) - {engine})
     if others:
         raise UsageError(f"an option of {others[0]} was given, but this side runs {engine}", "name the side's engine")
     return parsed.get(engine, {})
 
 
-def is_cell(name: str, baselines: Path) -> bool:
-    """Whether `name` is the id of a cell of a known model."""
+def is_cell(name: str, baselines: Path, options: EngineOptions) -> bool:
+    """Whether `name` is the id of a cell of a known model, with these options of the engines."""
     try:
-        cell_names(name, baselines)
+        cell_names(name, baselines, options=options)
     except UsageError:
         return False
     return True
 
 
-def cell_names(cell: str, baselines: Path, wanted: str = "cell") -> tuple[str, str, str]:
-    """Model, precision and engine of a cell id. `wanted`: what may stand in its place, for the message.
+def cell_names(
+    cell: str, baselines: Path, wanted: str = "cell", options: EngineOptions = MappingProxyType({})
+) -> tuple[str, str, str]:
+    """Model, precision and engine of a cell id.
+
+    Args:
+        wanted: what may stand in its place, for the message. options: of the engines, which may give them precisions.
 
     Raises:
         UsageError: not a known one.
@@ -99,7 +106,7 @@ def cell_names(cell: str, baselines: Path, wanted: str = "cell") -> tuple[str, s
     for part, (name, known) in parts.items():
         if name not in known:
             raise UsageError(f"'{cell}' is no {wanted}: there is no {part} '{name}', only {', '.join(known)}", remedy)
-    able = get_engine(engine, {}).capabilities.precisions
+    able = get_engine(engine, options.get(engine, {})).capabilities.precisions
     if precision not in able:
         raise UsageError(f"'{cell}' is no {wanted}: {engine} has no {precision}, only {', '.join(able)}", remedy)
     return model, precision, engine

@@ -30,7 +30,20 @@ NAME = "fake"
 PLUGIN = "suites.selftest.fakes"
 FAULTS_VARIABLE = "DETGATE_FAKE_FAULTS"
 FAULTS = (
-    *("missing", "unbuildable", "crash", "nan", "inf", "shape", "precision", "blind", "lost", "seconds", "noisy"),
+    *(
+        "missing",
+        "unbuildable",
+        "crash",
+        "nan",
+        "inf",
+        "shape",
+        "precision",
+        "blind",
+        "lost",
+        "seconds",
+        "noisy",
+        "unclosable",
+    ),
     "accelerator",  # no fault: it says that it runs on one
 )
 
@@ -151,6 +164,8 @@ class FakeSession(Session):
 
     def close(self) -> None:
         """Nothing is held."""
+        if "unclosable" in faults():
+            raise EngineError("the fake cannot be closed", "choose another fault")
 
 
 def _draw(maps: Maps, row: int, image: npt.NDArray[np.float32], blind: bool) -> None:

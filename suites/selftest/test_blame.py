@@ -27,8 +27,10 @@ from harness.detect.run import load_batch, parts_of
 from harness.engines.onnxruntime import OnnxRuntime
 from harness.engines.reference import run_graph
 from harness.errors import GraphError
+from harness.model.registry import SHIPPED_BASELINES
 from harness.pipeline import EMBEDDED, Cell, Pipeline, Settings
 from harness.report.blame import bar
+from harness.sides.arguments import is_cell
 from harness.tolerances import LAYER_BOUND
 from suites.selftest.blames.plant import Kind
 from suites.selftest.blames.prove import Bench, damaged_build, places, with_a_wrong_scale
@@ -356,6 +358,12 @@ def test_without_a_checkpoint_another_cell_can_be_the_reference_too(
     monkeypatch.setattr("harness.pipeline.EMBEDDED", tmp_path / "mini")
     assert main(["blame", CELL, "--against", "pisa-mini-fp32-openvino", *options]) == 0
     assert "reference  pisa-mini-fp32-openvino" in capsys.readouterr().out
+
+
+def test_an_option_may_give_an_engine_a_precision() -> None:
+    name, options = "pisa-fp16-aotinductor", {"aotinductor": {"device": "cuda"}}
+    assert is_cell(name, SHIPPED_BASELINES, options)
+    assert not is_cell(name, SHIPPED_BASELINES, {})
 
 
 def test_a_cell_is_not_taken_for_the_folder_of_its_name(

@@ -562,6 +562,25 @@ def test_what_a_device_does_not_tell_of_its_memory_is_missing(subject_of: Callab
         CHECKS[check](subject_of(Sound, device_bytes=lambda: None))
 
 
+@pytest.mark.parametrize(("fault", "check"), [(Hoards, "memory_growth"), (OutlivesClosing, "closing_frees")])
+def test_what_stays_on_the_host_is_seen_whatever_the_device_tells(
+    subject_of: Callable[..., Subject], fault: type[Sound], check: str
+) -> None:
+    for told in (None, 1 << 30):
+        assert not CHECKS[check](subject_of(fault, device_bytes=lambda told=told: told)).held
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"), [(HoardsDeviceMemory, "memory_growth"), (KeepsDeviceMemory, "closing_frees")]
+)
+def test_what_grows_on_a_device_that_others_may_use_is_inconclusive(
+    subject_of: Callable[..., Subject], fault: type[Sound], check: str
+) -> None:
+    found = verdict(CHECKS[check](subject_of(fault)), "cell", "pytest")
+    assert found.status is Status.INCONCLUSIVE
+    assert "on the device, where others count too" in found.reason
+
+
 def test_an_engine_that_finds_nothing_lies_nowhere(subject_of: Callable[..., Subject]) -> None:
     class Blind(Sound):
         def compute(self, images: Images) -> Maps:

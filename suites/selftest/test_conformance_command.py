@@ -97,7 +97,17 @@ def test_what_a_check_needs_is_missing_under_its_own_name(place: Workplace, tmp_
 
 
 def test_what_all_checks_of_a_cell_need_is_said_of_the_cell(place: Workplace) -> None:
-    assert f"MISSING {FP32}: the fake runtime is not installed" in run(place, *SOME, faults="missing").text
+    outcome = run(place, *SOME, faults="missing")
+    assert f"MISSING {FP32}: the fake runtime is not installed" in outcome.text
+    assert outcome.part(FP32, "conformance")["reason"] == "needs: the fake runtime is not installed"
+
+
+def test_a_failure_to_close_leaves_the_verdicts_on_the_checks(place: Workplace) -> None:
+    checks = run(place, *SOME, faults="unclosable").part(FP32, "conformance")["checks"]
+    assert {name: check["status"] for name, check in checks.items()} == {
+        **dict.fromkeys(["padding", "run_again", "finite"], "PASS"),
+        "engine": "INVALID",
+    }
 
 
 def test_a_fault_of_ours_is_no_name_that_could_be_asked_for(place: Workplace, tmp_path: Path) -> None:

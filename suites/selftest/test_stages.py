@@ -76,6 +76,15 @@ def test_a_hop_to_a_value_that_is_not_finite_is_broken(dataset: Dataset, value: 
     assert found.outputs[0].relative == np.inf
 
 
+@pytest.mark.parametrize(
+    ("rows", "image"),
+    [([1, 1], 0), ([1, 1.1], 1), ([2, 1.1], 0), ([9, np.nan], 1), ([np.inf, np.nan], 0), ([1, np.inf], 1)],
+)
+def test_the_image_is_told_at_which_a_hop_is_furthest_off(dataset: Dataset, rows: list[float], image: int) -> None:
+    maps = np.array(rows, np.float32).reshape(2, 1, 1, 1) * np.ones((2, 1, 2, 2), np.float32)
+    assert hop(dataset, stage(None), Stage("fp32", "fp32", {"cls_8": maps}, None)).image == image
+
+
 def test_outputs_of_another_shape_are_not_compared(dataset: Dataset) -> None:
     other = replace(stage(None), maps={"cls_8": np.ones((2, 1, 2, 3), np.float32)})
     found = hop(dataset, stage(None), other)

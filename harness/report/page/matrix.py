@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from harness.judge.verdict import Status
+from harness.judge.verdict import NEEDS, Status
 from harness.model.registry import PRECISIONS
 from harness.report.page.shown import Absent, Matrix, MatrixRow, Tile
 from harness.report.page.sources import Source, fails, is_missing, parts_of
@@ -90,7 +90,7 @@ def absent(sources: Sequence[Source]) -> tuple[list[Absent], dict[int, str]]:
 def _lacking(source: Source) -> Iterable[Lacking]:
     """Each part of the cell that is MISSING; where nothing could be asked, what the first part lacks."""
     found = [
-        Lacking(source, name, part.reason.removeprefix("needs: "), _remedy(part))
+        Lacking(source, name, part.reason.removeprefix(f"{NEEDS}: "), _remedy(part))
         for name in parts_of(source.cell)
         if (part := getattr(source.cell, name)).status is Status.MISSING
     ]
