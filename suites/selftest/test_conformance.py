@@ -556,6 +556,15 @@ def test_a_timed_call_whose_outputs_are_there_before_it_is_missing(subject_of: C
         metamorphic.timed_call(subject_of(WarmsUp))
 
 
+def test_memory_that_nothing_was_written_to_is_not_what_a_timed_call_left(subject_of: Callable[..., Subject]) -> None:
+    class Fresh(Sound):
+        def prepare(self, images: Images) -> Callable[[], None]:
+            self.left = {name: np.full(shape, 0x7F800001, np.uint32).view(np.float32) for name, shape in SHAPES.items()}
+            return super().prepare(images)
+
+    assert metamorphic.timed_call(subject_of(Fresh)).held
+
+
 @pytest.mark.parametrize("check", ["closing_frees", "memory_growth"])
 def test_what_a_device_does_not_tell_of_its_memory_is_missing(subject_of: Callable[..., Subject], check: str) -> None:
     with pytest.raises(Missing, match="does not tell how much"):
