@@ -38,11 +38,7 @@ def add(commands: Commands) -> None:
         "again.",
         finding="a hop breaks or a layer departs",
     )
-    blame.add_argument(
-        "cell",
-        metavar="CELL|FOLDER",
-        help="e.g. pisa-fp16-tensorrt, or a folder that this wrote",
-    )
+    blame.add_argument("cell", metavar="CELL|FOLDER", help="e.g. pisa-fp16-tensorrt, or a folder that this wrote")
     blame.add_argument("--against", metavar="CELL", help="compare layers with this cell's, in place of ONNX Runtime's")
     blame.add_argument("--html", type=as_path, metavar="FILE", help="write a page too")
     blame.add_argument(

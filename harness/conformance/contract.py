@@ -27,8 +27,6 @@ LEAKED = 1 / 8
 """Of the bytes that go in and out of a call: less than that is the allocator's own, more is a buffer that is kept."""
 REOPENINGS = 6
 STATM = Path("/proc/self/statm")
-TRIM: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""Of glibc: gives what is freed back to the system. What malloc keeps goes up and down by more than a session holds."""
 
 WRONG_INPUTS: Mapping[str, Callable[[Images], npt.NDArray[np.generic]]] = {
     "rank": lambda images: images[0],
@@ -239,11 +237,16 @@ def _call_bytes(subject: Subject) -> int:
 
 
 def _resident_bytes() -> int:
-    """Of this process, without what its allocator keeps for later."""
+    """Of this process, without what its allocator keeps for later: that goes up and down by more than a session has.
+
+    Raises:
+        Missing: this system does not tell.
+    """
     if not STATM.exists():
         raise Missing(f"this system has no {STATM}: the process's memory is not known", "check this on Linux")
-    if TRIM is not None:
-        TRIM(0)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
