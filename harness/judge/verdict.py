@@ -5,9 +5,9 @@ from enum import StrEnum
 from typing import Any, Literal, Self
 
 Kind = Literal["accuracy", "performance", "against", "conformance"]
-# The check of a verdict that stands for a fault of detgate itself.
+# The check of a verdict that could not begin; in reasons it stands for all checks that lack the same.
 NEEDS = "needs"
-"""Of a check that could not begin, and in reasons of all that lack the same."""
+# The check of a verdict that stands for a fault of detgate itself.
 INTERNAL_ERROR = "internal error"
 
 

@@ -30,20 +30,8 @@ NAME = "fake"
 PLUGIN = "suites.selftest.fakes"
 FAULTS_VARIABLE = "DETGATE_FAKE_FAULTS"
 FAULTS = (
-    *(
-        "missing",
-        "unbuildable",
-        "crash",
-        "nan",
-        "inf",
-        "shape",
-        "precision",
-        "blind",
-        "lost",
-        "seconds",
-        "noisy",
-        "unclosable",
-    ),
+    *("missing", "unbuildable", "crash", "nan", "inf", "shape", "precision", "blind", "lost", "seconds", "noisy"),
+    "unclosable",
     "accelerator",  # no fault: it says that it runs on one
 )
 

@@ -172,10 +172,9 @@ def test_what_a_prepared_call_computed_can_be_read_back(session: Session, images
 
 def test_a_prepared_call_keeps_the_images_that_it_was_given(session: Session, images: Images) -> None:
     call = session.prepare(images.copy())
-    overwriting = [np.full_like(images, 7) for _ in range(4)]  # in the memory of the copy, where that was let go of
+    _overwriting = [np.full_like(images, 7) for _ in range(4)]  # in the memory of the copy, where that was let go of
     call()
     assert deviations(session.infer(images), session.read_back() or {})[0].relative == 0
-    assert len(overwriting) == 4
 
 
 def test_images_that_hold_nan_are_refused(session: Session, images: Images) -> None:
